@@ -1,0 +1,347 @@
+"""The DatasetSpec: the one description of a data set, from which everything else is derived.
+
+Feast entities, views and services, the Great Expectations suite, the prompt, the vocabulary, the model's input
+width and the serving schema all follow from it. A user brings their own data by writing one YAML file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.dataset.errors import UserError
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+#: Columns of the validated tables that are not fields.
+USER_KEY = "user_id"
+ITEM_KEY = "item_id"
+IMPRESSION_ID = "impression_id"
+EVENT_TIMESTAMP = "event_timestamp"
+CREATED_TIMESTAMP = "created_timestamp"
+LABEL = "label"
+RESERVED = frozenset({IMPRESSION_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, LABEL})
+
+Side = Literal["user", "item", "context"]
+
+
+class Kind(StrEnum):
+    """What a field's values are, and so how they are encoded for the model."""
+
+    ID = "id"  # the key of the user or the item itself
+    CATEGORY = "category"  # one of a set of values
+    MULTI = "multi"  # several of a set of values (genres)
+    NUMBER = "number"  # binned by the quantiles of the train part
+    TEXT = "text"  # words for the prompt; no input of the collaborative model
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class Source(_Model):
+    """One table on disk or on any fsspec path."""
+
+    path: str = Field(min_length=1, description="File or URI; relative paths start at the YAML file's folder.")
+    format: Literal["parquet", "csv", "jsonl"] | None = Field(
+        default=None, description="Taken from the file's ending where it is not given."
+    )
+    delimiter: str = Field(default=",", min_length=1, max_length=1, description="Column separator of a CSV file.")
+    created: str | None = Field(default=None, description="Column that says when the row became known.")
+    timestamp: str | None = Field(default=None, description="Column from which on the row's values hold.")
+
+
+class Sources(_Model):
+    """The impressions, and the user and item tables where there are any."""
+
+    impressions: Source
+    users: Source | None = None
+    items: Source | None = None
+
+
+class Keys(_Model):
+    """The columns that name the user, the item and the moment of an impression."""
+
+    user: str
+    item: str
+    timestamp: str | None = Field(default=None, description="Without it: no time split and no history.")
+    timestamp_unit: Literal["s", "ms", "us"] = Field(default="s", description="Unit of an integer time stamp.")
+
+
+class FieldSpec(_Model):
+    """One field: where it comes from, what kind of values it has, and its words in a prompt."""
+
+    name: Name
+    side: Side = Field(description="user, item, or context (a column of the impressions known beforehand).")
+    kind: Kind
+    column: str | None = Field(default=None, description="Column in the source; the field's name if not given.")
+    words: str | None = Field(default=None, description="The field's name in a prompt.")
+    codes: dict[str, str] = Field(default_factory=dict, description="Words for the values that are codes.")
+    separator: str = Field(default="|", min_length=1, description="Between the values of a multi field.")
+    max_values: int = Field(default=8, ge=1, le=256, description="Values kept of a multi field.")
+    buckets: int = Field(default=16, ge=2, le=1024, description="Quantile bins of a number.")
+    min_count: int = Field(default=1, ge=1, description="Values seen less often in the train part are unknown.")
+    model: bool | None = Field(default=None, description="Input of the model? Default: all kinds but text.")
+    prompt: bool | None = Field(default=None, description="Part of the prompt? Default: all kinds but id.")
+    slice: bool = Field(default=False, description="Report the metrics by this field's values.")
+    known_after_impression: bool = Field(default=False, description="Never an input; the leak lint refuses it.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name in RESERVED:
+            raise ValueError(f"field name '{self.name}' is reserved; choose another name and set 'column: {self.name}'")
+        if self.kind is Kind.ID and self.side == "context":
+            raise ValueError(f"field '{self.name}': kind 'id' is the user's or item's key; write side: user or item")
+        if self.kind is Kind.ID and self.column is not None:
+            raise ValueError(f"field '{self.name}': kind 'id' reads the key named under 'keys'; remove 'column'")
+        key = {"user": USER_KEY, "item": ITEM_KEY}
+        if self.name in key.values() and (self.kind is not Kind.ID or key.get(self.side) != self.name):
+            raise ValueError(f"field name '{self.name}' belongs to the key itself; write kind: id or another name")
+        if self.kind is Kind.TEXT and self.model:
+            raise ValueError(f"field '{self.name}': a text field is no model input; remove 'model: true'")
+        return self
+
+    @property
+    def source_column(self) -> str:
+        """Column in the user's own file."""
+        return self.column or self.name
+
+    @property
+    def table_column(self) -> str:
+        """Column in the validated tables: the key for an id field, else the field's name."""
+        if self.kind is Kind.ID:
+            return USER_KEY if self.side == "user" else ITEM_KEY
+        return self.name
+
+    @property
+    def in_model(self) -> bool:
+        """Whether the collaborative model reads this field."""
+        return (self.kind is not Kind.TEXT if self.model is None else self.model) and not self.known_after_impression
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether the prompt says this field."""
+        return self.kind is not Kind.ID if self.prompt is None else self.prompt
+
+    @property
+    def spoken(self) -> str:
+        """The field's name in words."""
+        return self.words or self.name.replace("_", " ")
+
+
+class LabelSpec(_Model):
+    """The label's column and the rules by which a row is positive, negative or dropped."""
+
+    column: str
+    positive: str = Field(default="== 1", description="Rule such as '> 3' or '== click'.")
+    negative: str = Field(default="== 0", description="Rows that meet neither rule are dropped.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for rule in (self.positive, self.negative):
+            parse_rule(rule)
+        return self
+
+
+class SplitSpec(_Model):
+    """How rows are divided into train, valid and test."""
+
+    by: Literal["time", "random", "hash"] = "time"
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.ratios) <= 0 or abs(sum(self.ratios) - 1) > 1e-6:
+            raise ValueError(f"split.ratios must be three positive numbers that sum to 1, not {list(self.ratios)}")
+        return self
+
+
+class HistorySpec(_Model):
+    """The user's recent impressions as of each impression."""
+
+    length: int = Field(default=20, ge=1, le=1000)
+    fields: tuple[str, ...] = Field(default=(), description="Item fields kept per event; the item id always is.")
+    title: str | None = Field(default=None, description="Item field that names an item in the prompt.")
+    words: str = Field(default="who has recently viewed", description="Words before the history in the prompt.")
+
+
+class PromptSpec(_Model):
+    """The words that open the user's and the item's sentence."""
+
+    user: str = "This is a user"
+    item: str = "This is an item"
+
+
+class DatasetSpec(_Model):
+    """The single description of a data set."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    description: str = ""
+    sources: Sources
+    keys: Keys
+    label: LabelSpec
+    fields: tuple[FieldSpec, ...] = Field(min_length=1)
+    split: SplitSpec = SplitSpec()
+    history: HistorySpec | None = None
+    prompt: PromptSpec = PromptSpec()
+    max_unknown_share: float = Field(
+        default=0.5, ge=0, le=1, description="Share of impressions of users or items absent from their table."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [field.name for field in self.fields]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"field named twice: {', '.join(twice)}")
+        if not self.model_fields_of():
+            raise ValueError("no field is an input of the model; add at least one that is not text")
+        if self.keys.timestamp is None and (self.split.by == "time" or self.history is not None):
+            raise ValueError(
+                "without 'keys.timestamp' there is no time split and no history; "
+                "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history'"
+            )
+        self._check_tables()
+        self._check_leaks()
+        return self
+
+    def _check_tables(self) -> None:
+        for side, table in (("user", self.sources.users), ("item", self.sources.items)):
+            orphans = [f.name for f in self.of_side(side) if f.kind is not Kind.ID] if table is None else []
+            if orphans:
+                raise ValueError(
+                    f"fields {', '.join(orphans)} are of side '{side}' but 'sources.{side}s' is missing; "
+                    f"add the table, or write side: context for columns of the impressions"
+                )
+        if self.history is not None:
+            known = {f.name for f in self.of_side("item")}
+            named = {*self.history.fields, *([self.history.title] if self.history.title else [])}
+            if named - known:
+                raise ValueError(f"history names unknown item fields: {', '.join(sorted(named - known))}")
+
+    def _check_leaks(self) -> None:
+        for field in self.fields:
+            if field.side == "context" and field.source_column == self.label.column:
+                raise ValueError(f"field '{field.name}' reads the label's column '{self.label.column}'; remove it")
+            if field.known_after_impression and (field.model or field.prompt):
+                raise ValueError(
+                    f"field '{field.name}' is known only after the impression and must not be an input; "
+                    "remove 'model: true' and 'prompt: true'"
+                )
+
+    def of_side(self, side: str) -> tuple[FieldSpec, ...]:
+        """Fields of one side, in the spec's order."""
+        return tuple(field for field in self.fields if field.side == side)
+
+    def model_fields_of(self, side: str | None = None) -> tuple[FieldSpec, ...]:
+        """Inputs of the collaborative model, in the spec's order; of one side where it is given."""
+        return tuple(f for f in self.fields if f.in_model and (side is None or f.side == side))
+
+    def field(self, name: str) -> FieldSpec:
+        """The field of this name.
+
+        Raises:
+            KeyError: no field has this name.
+        """
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise KeyError(name)
+
+    @property
+    def identifier(self) -> str:
+        """The name with underscores only, as Feast and MLflow want it."""
+        return self.name.replace("-", "_")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of the spec without the places where its sources lie."""
+        content = self.model_dump(mode="json", exclude={"sources", "description"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The spec as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+RULE = re.compile(r"^(>=|<=|==|!=|>|<)\s*(\S.*)$")
+
+
+def parse_rule(rule: str) -> tuple[str, float | str]:
+    """Operator and operand of a label rule such as '> 3'.
+
+    Raises:
+        ValueError: the rule is not of that form.
+    """
+    match = RULE.match(rule.strip())
+    if match is None:
+        raise ValueError(f"label rule '{rule}' is not understood; write an operator and a value, such as '> 3'")
+    operator, operand = match.groups()
+    try:
+        return operator, float(operand)
+    except ValueError:
+        if operator not in {"==", "!="}:
+            raise ValueError(f"label rule '{rule}' compares with a word; only == and != do that") from None
+        return operator, operand
+
+
+def parse_spec(content: dict[str, Any], origin: str) -> DatasetSpec:
+    """Validate the content of a DatasetSpec; `origin` is the file named in messages.
+
+    Raises:
+        UserError: with one line for each thing that is wrong.
+    """
+    try:
+        return DatasetSpec.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "spec"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{where}'; remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"key '{where}' is missing; add it"
+    return f"{where}: {message}"
+
+
+def read_spec(path: Path) -> DatasetSpec:
+    """Read a DatasetSpec from a YAML file; relative source paths are taken from the file's folder.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or does not describe a data set.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; write a DatasetSpec there or give the name of an embedded data set")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a DatasetSpec is a YAML mapping that starts with 'name:'")
+    spec = parse_spec(content, str(path))
+    return _anchored(spec, path.resolve().parent)
+
+
+def _anchored(spec: DatasetSpec, folder: Path) -> DatasetSpec:
+    """The spec with every relative source path made absolute from `folder`."""
+
+    def anchor(source: Source | None) -> Source | None:
+        if source is None or "://" in source.path or Path(source.path).is_absolute():
+            return source
+        return source.model_copy(update={"path": str(folder / source.path)})
+
+    sources = Sources.model_construct(
+        impressions=anchor(spec.sources.impressions), users=anchor(spec.sources.users), items=anchor(spec.sources.items)
+    )
+    return spec.model_copy(update={"sources": sources})

@@ -1,0 +1,104 @@
+"""Where a run keeps its things, and how its steps report to it. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from components.dataset.errors import UserError, ValidationStoppedError
+
+log = logging.getLogger("tandem")
+
+
+def home() -> Path:
+    """The directory of all state: runs, registries, online store, caches (TANDEM_HOME, else ./.tandem)."""
+    return Path(os.environ.get("TANDEM_HOME") or ".tandem").absolute()
+
+
+def data_home() -> Path:
+    """The directory of downloaded and generated source data (TANDEM_DATA, else ~/.local/share/tandem)."""
+    return Path(os.environ.get("TANDEM_DATA") or Path.home() / ".local" / "share" / "tandem").absolute()
+
+
+def run_dir() -> Path:
+    """The directory of the pipeline run in progress (TANDEM_RUN_DIR, else runs/adhoc under `home()`)."""
+    return Path(os.environ.get("TANDEM_RUN_DIR") or home() / "runs" / "adhoc").absolute()
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Run the body of a pipeline step: log it, record its seconds, and say why it stopped if it does.
+
+    Appends `{"step", "seconds"}` to steps.jsonl; writes failure.json on an error, so that whoever started
+    the pipeline can tell wrong input (`user`) from stopped validation (`validation`) and from faults (`error`).
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s", force=True)
+    folder = run_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    try:
+        yield
+    except BaseException as error:
+        kind = {UserError: "user", ValidationStoppedError: "validation"}.get(type(error), "error")
+        message = str(error) or type(error).__name__
+        write_json(folder / "failure.json", {"kind": kind, "step": name, "message": message})
+        raise
+    record = {"step": name, "seconds": round(time.perf_counter() - started, 3)}
+    with (folder / "steps.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    log.info("%s took %.1f s", name, record["seconds"])
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file or a folder at; it takes `path`'s place only on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{path.name}.{uuid4().hex[:8]}"
+    try:
+        yield draft
+        _replace(draft, path)
+    finally:
+        _remove(draft)
+
+
+def _replace(draft: Path, path: Path) -> None:
+    if draft.is_dir() and path.is_dir():
+        # A folder cannot be renamed over a full one: the old one steps aside first.
+        old = path.parent / f".{path.name}.{uuid4().hex[:8]}"
+        path.replace(old)
+        draft.replace(path)
+        _remove(old)
+    else:
+        draft.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside and rename; NaN and infinities are refused.
+
+    Raises:
+        ValueError: `content` holds a number that JSON has not.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with aside(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
