@@ -1,0 +1,80 @@
+"""Where each field lies in the matrix of ids, and which ids it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+#: Local codes that every field has; the codes of its values follow.
+UNKNOWN = 0
+MISSING = 1
+MASK = 2
+RESERVED_CODES = (UNKNOWN, MISSING, MASK)
+FIRST_VALUE = len(RESERVED_CODES)
+
+#: Global id of an empty slot: a row of zeros, never trained, no part of a mean.
+PADDING = 0
+#: Stands for an empty slot among local codes.
+PADDING_CODE = -1
+
+
+@dataclass(frozen=True)
+class FieldSlots:
+    """One field's columns `start : start + width` of the id matrix; global id = `offset` + local code."""
+
+    name: str
+    side: str
+    kind: str
+    start: int
+    width: int
+    offset: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        """First column after this field's."""
+        return self.start + self.width
+
+
+@dataclass(frozen=True)
+class InputLayout:
+    """The input of a collaborative model: ids of shape [batch, width], all below `vocabulary_size`.
+
+    History slots hold one event per column, the most recent last, padded on the left. They share the offset of
+    the field whose ids they hold, so that an item is one embedding row, shown now or seen before.
+    """
+
+    fields: tuple[FieldSlots, ...]
+    history: tuple[FieldSlots, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns of the id matrix."""
+        return sum(slots.width for slots in (*self.fields, *self.history))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Embedding rows of all fields together, the padding row included."""
+        return max(slots.offset + slots.size for slots in self.fields)
+
+    def field(self, name: str) -> FieldSlots:
+        """The slots of a field, or of a history by its column's name.
+
+        Raises:
+            KeyError: there are none of this name.
+        """
+        for slots in (*self.fields, *self.history):
+            if slots.name == name:
+                return slots
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as plain JSON content."""
+        return {"fields": [asdict(slots) for slots in self.fields], "history": [asdict(s) for s in self.history]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The layout that `to_json` described."""
+        fields, history = (tuple(FieldSlots(**slots) for slots in content[key]) for key in ("fields", "history"))
+        return cls(fields, history)

@@ -1,0 +1,133 @@
+"""The training set: what retrieve writes, and every later step reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.dataset.errors import UserError
+from components.dataset.layout import InputLayout
+from components.dataset.spec import ITEM_KEY, LABEL, USER_KEY, DatasetSpec, read_spec
+from components.dataset.vocabulary import Vocabulary
+from components.run import aside, read_json, write_json
+
+PARTS = ("train", "valid", "test")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SplitArrays:
+    """One part as arrays of n rows, ready for a device.
+
+    ids: int32 [n, layout.width], labels: float32 [n]; user_codes and item_codes: int64 [n], each user and item
+    numbered over all parts; user_counts and item_counts: int32 [n], impressions of that user or item in the train
+    part, so that a new user is one whose count is 0.
+    """
+
+    ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.float32]
+    user_codes: npt.NDArray[np.int64]
+    item_codes: npt.NDArray[np.int64]
+    user_counts: npt.NDArray[np.int32]
+    item_counts: npt.NDArray[np.int32]
+
+
+def write_training_set(path: Path, spec: DatasetSpec, parts: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> None:
+    """Write the parts with the vocabulary of their train part; rows and digests are added to `meta`.
+
+    Raises:
+        UserError: a part is missing or holds no row.
+    """
+    empty = [name for name in PARTS if name not in parts or parts[name].num_rows == 0]
+    if empty:
+        raise UserError(f"no rows in the part {' and '.join(empty)}; change 'split' of the spec or give more data")
+    vocabulary = Vocabulary.fit(spec, parts["train"])
+    rows = {name: parts[name].num_rows for name in PARTS}
+    digests = {"spec_digest": spec.digest, "vocabulary_digest": vocabulary.digest}
+    with aside(path) as draft:
+        draft.mkdir()
+        (draft / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
+        vocabulary.save(draft / "vocabulary.json")
+        for name in PARTS:
+            pq.write_table(parts[name], draft / f"{name}.parquet", coerce_timestamps="us")
+        write_json(draft / "meta.json", {**meta, **digests, "format": FORMAT, "rows": rows})
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A training set on disk; tables and arrays are read when asked for."""
+
+    path: Path
+    spec: DatasetSpec
+    meta: dict[str, Any]
+    vocabulary: Vocabulary
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a training set.
+
+        Raises:
+            UserError: there is none at this path, or it is of another format.
+        """
+        if not (path / "meta.json").is_file():
+            raise UserError(f"{path}: no training set; give the folder that the retrieve step wrote")
+        meta = read_json(path / "meta.json")
+        if meta.get("format") != FORMAT:
+            raise UserError(f"{path}: training set format {meta.get('format')} is not {FORMAT}; run retrieve again")
+        return cls(path, read_spec(path / "spec.yaml"), meta, Vocabulary.load(path / "vocabulary.json"))
+
+    @property
+    def layout(self) -> InputLayout:
+        """Columns and ids of the model's input."""
+        return self.vocabulary.layout
+
+    def table(self, part: str, columns: list[str] | None = None) -> pa.Table:
+        """The raw rows of 'train', 'valid' or 'test', all columns or some."""
+        return pq.read_table(self.path / f"{part}.parquet", columns=columns)
+
+    def arrays(self, part: str) -> SplitArrays:
+        """The rows of a part as the model's arrays."""
+        table = self.table(part, [*self.vocabulary.columns, LABEL])
+        ids = self.vocabulary.encode({name: table[name] for name in self.vocabulary.columns})
+        labels = table[LABEL].to_numpy().astype(np.float32)
+        users, items = self._numbered[USER_KEY], self._numbered[ITEM_KEY]
+        return SplitArrays(
+            ids=ids.astype(np.int32),
+            labels=labels,
+            user_codes=users.codes[part],
+            item_codes=items.codes[part],
+            user_counts=users.counts[users.codes[part]],
+            item_counts=items.counts[items.codes[part]],
+        )
+
+    @cached_property
+    def _numbered(self) -> dict[str, _Numbered]:
+        parts = {name: self.table(name, [USER_KEY, ITEM_KEY]) for name in PARTS}
+        return {key: _number({name: table[key] for name, table in parts.items()}) for key in (USER_KEY, ITEM_KEY)}
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """The keys of each part as numbers, and each number's impressions in the train part."""
+
+    codes: dict[str, npt.NDArray[np.int64]]
+    counts: npt.NDArray[np.int32]
+
+
+def _number(keys: Mapping[str, Any]) -> _Numbered:
+    columns = [column.cast(pa.string()) for column in keys.values()]
+    together = pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=pa.string())
+    encoded = together.dictionary_encode().combine_chunks()
+    codes = encoded.indices.to_numpy().astype(np.int64)
+    ends = np.cumsum([len(column) for column in columns])[:-1]
+    by_part = dict(zip(keys, np.split(codes, ends), strict=True))
+    counts = np.bincount(by_part["train"], minlength=len(encoded.dictionary))
+    return _Numbered(by_part, counts.astype(np.int32))

@@ -1,0 +1,283 @@
+"""From raw values to ids: one encoding for the training tables and for the requests of the service."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from components.dataset.errors import UserError
+from components.dataset.layout import FIRST_VALUE, MISSING, PADDING, PADDING_CODE, UNKNOWN, FieldSlots, InputLayout
+from components.dataset.spec import DatasetSpec, FieldSpec, Kind
+from components.dataset.values import as_text, to_strings
+from components.run import aside
+
+FORMAT = 1
+HISTORY_PREFIX = "history_"
+
+Codes = npt.NDArray[np.int64]
+Column = Any  # pa.Array, pa.ChunkedArray or a plain sequence
+
+
+@dataclass(frozen=True)
+class FieldVocabulary:
+    """The codes of one field: 0 unknown, 1 missing, 2 mask, from 3 on its values or its bins.
+
+    `values` are ordered by their count in the train part, then by themselves. A number has `edges` instead: bin i
+    holds edges[i - 1] <= value < edges[i].
+    """
+
+    name: str
+    side: str
+    kind: Kind
+    column: str
+    values: tuple[str, ...] = ()
+    edges: tuple[float, ...] = ()
+    max_values: int = 1
+
+    @classmethod
+    def fit(cls, field: FieldSpec, column: Column) -> Self:
+        """Learn the values or bins of a field from its column of the train part."""
+        make = partial(cls, field.name, field.side, field.kind, field.table_column)
+        if field.kind is Kind.NUMBER:
+            return make(edges=_quantile_edges(_floats(column), field.buckets))
+        if field.kind is Kind.MULTI:
+            _, place, flat = _events(column)
+            column = flat.filter(pa.array(place < field.max_values))
+        width = field.max_values if field.kind is Kind.MULTI else 1
+        return make(values=_frequent_values(to_strings(column), field.min_count), max_values=width)
+
+    @property
+    def size(self) -> int:
+        """Number of codes, the three reserved ones included."""
+        bins = len(self.edges) + 1 if self.kind is Kind.NUMBER else len(self.values)
+        return FIRST_VALUE + bins
+
+    @cached_property
+    def _codes(self) -> dict[str | None, int]:
+        known: dict[str | None, int] = {value: code for code, value in enumerate(self.values, FIRST_VALUE)}
+        return {**known, None: MISSING, "": MISSING}
+
+    def encode(self, values: Column) -> Codes:
+        """Local codes of shape [n]; of a multi field [n, max_values], empty slots -1.
+
+        Args:
+            values: n raw values as an Arrow column or as a plain sequence; lists of strings for a multi field.
+        """
+        if self.kind is not Kind.MULTI:
+            return self._encode_flat(values)
+        rows, place, flat = _events(values)
+        codes = np.full((len(values), self.max_values), PADDING_CODE, dtype=np.int64)
+        kept = place < self.max_values
+        codes[rows[kept], place[kept]] = self._encode_flat(flat)[kept]
+        codes[codes[:, 0] == PADDING_CODE, 0] = MISSING
+        return codes
+
+    def encode_history(self, values: Column, length: int) -> Codes:
+        """Local codes of shape [n, length] of n lists of events, oldest first: the last ones, left-padded."""
+        rows, place, flat = _events(values)
+        counts = np.bincount(rows, minlength=len(values))
+        place = place + (length - counts)[rows]
+        codes = np.full((len(values), length), PADDING_CODE, dtype=np.int64)
+        kept = place >= 0
+        codes[rows[kept], place[kept]] = self._encode_flat(flat)[kept]
+        return codes
+
+    def _encode_flat(self, values: Column) -> Codes:
+        if self.kind is Kind.NUMBER:
+            numbers = _floats(values)
+            bins = np.searchsorted(np.asarray(self.edges, dtype=np.float64), numbers, side="right")
+            return np.where(np.isnan(numbers), MISSING, FIRST_VALUE + bins).astype(np.int64)
+        if not isinstance(values, pa.Array | pa.ChunkedArray):
+            return np.fromiter((self._code(value) for value in values), dtype=np.int64, count=len(values))
+        encoded = _one_array(to_strings(values).dictionary_encode())
+        table = [self._codes.get(value, UNKNOWN) for value in encoded.dictionary.to_pylist()]
+        places = encoded.indices.fill_null(len(table)).to_numpy(zero_copy_only=False)
+        codes: Codes = np.array([*table, MISSING], dtype=np.int64)[places]
+        return codes
+
+    def _code(self, value: Any) -> int:
+        return self._codes.get(value if isinstance(value, str) else as_text(value), UNKNOWN)
+
+    def to_json(self) -> dict[str, Any]:
+        """The field's vocabulary as plain JSON content."""
+        frame = {"name": self.name, "side": self.side, "kind": str(self.kind), "column": self.column}
+        return {**frame, "values": self.values, "edges": self.edges, "max_values": self.max_values}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The vocabulary that `to_json` described."""
+        lists = {"values": tuple(content["values"]), "edges": tuple(content["edges"])}
+        return cls(**{**content, "kind": Kind(content["kind"]), **lists})
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All inputs of the collaborative model, and the history's length by field where there is a history."""
+
+    fields: tuple[FieldVocabulary, ...]
+    history: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def fit(cls, spec: DatasetSpec, train: pa.Table) -> Self:
+        """Learn the vocabulary of a data set from the train part of its impressions, and from nothing else."""
+        fields = tuple(FieldVocabulary.fit(field, train[field.table_column]) for field in spec.model_fields_of())
+        if spec.history is None:
+            return cls(fields)
+        columns = [name for name in history_fields(spec) if HISTORY_PREFIX + name in train.column_names]
+        return cls(fields, tuple((name, spec.history.length) for name in columns))
+
+    @cached_property
+    def layout(self) -> InputLayout:
+        """Columns and ids of the model's input."""
+        slots: dict[str, FieldSlots] = {}
+        start, offset = 0, PADDING + 1
+        for field in self.fields:
+            place = (start, field.max_values, offset, field.size)
+            slots[field.name] = FieldSlots(field.name, field.side, str(field.kind), *place)
+            start, offset = start + field.max_values, offset + field.size
+        history = []
+        for name, length in self.history:
+            of = slots[name]
+            history.append(FieldSlots(HISTORY_PREFIX + name, "user", of.kind, start, length, of.offset, of.size))
+            start += length
+        return InputLayout(tuple(slots.values()), tuple(history))
+
+    def field(self, name: str) -> FieldVocabulary:
+        """The vocabulary of one field.
+
+        Raises:
+            KeyError: the model has no such input.
+        """
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise KeyError(name)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the raw columns that `encode` reads."""
+        return tuple(dict.fromkeys(field.column for field in self.fields)) + tuple(
+            HISTORY_PREFIX + name for name, _ in self.history
+        )
+
+    def encode(self, columns: Mapping[str, Column]) -> Codes:
+        """Global ids of shape [n, layout.width] of n rows, given as raw columns by name; others are left alone.
+
+        Raises:
+            UserError: a column is missing, or the columns differ in length.
+        """
+        rows = self._rows(columns)
+        ids = np.empty((rows, self.layout.width), dtype=np.int64)
+        for slots, field in zip(self.layout.fields, self.fields, strict=True):
+            codes = field.encode(columns[field.column]).reshape(rows, slots.width)
+            ids[:, slots.start : slots.stop] = _global(codes, slots)
+        for slots, (name, length) in zip(self.layout.history, self.history, strict=True):
+            codes = self.field(name).encode_history(columns[slots.name], length)
+            ids[:, slots.start : slots.stop] = _global(codes, slots)
+        return ids
+
+    def _rows(self, columns: Mapping[str, Column]) -> int:
+        absent = [name for name in self.columns if name not in columns]
+        if absent:
+            raise UserError(f"columns are missing: {', '.join(absent)}; give each, with null where nothing is known")
+        lengths = {name: len(columns[name]) for name in self.columns}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"columns differ in length: {lengths}")
+        return next(iter(lengths.values()))
+
+    @cached_property
+    def _content(self) -> str:
+        content = {"format": FORMAT, "fields": [f.to_json() for f in self.fields], "history": self.history}
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of the vocabulary."""
+        return hashlib.sha256(self._content.encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the vocabulary as one JSON file."""
+        with aside(path) as draft:
+            draft.write_text(self._content, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a vocabulary that `save` wrote.
+
+        Raises:
+            UserError: the file is of another format.
+        """
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise UserError(f"{path}: vocabulary format {content.get('format')} is not {FORMAT}; run retrieve again")
+        fields = tuple(FieldVocabulary.from_json(field) for field in content["fields"])
+        return cls(fields, tuple((name, length) for name, length in content["history"]))
+
+
+def history_fields(spec: DatasetSpec) -> tuple[str, ...]:
+    """Names of the item fields of a history that are inputs of the model: the item id, then `history.fields`."""
+    if spec.history is None:
+        return ()
+    inputs = spec.model_fields_of("item")
+    identity = [field.name for field in inputs if field.kind is Kind.ID]
+    chosen = [name for name in spec.history.fields if name in {field.name for field in inputs}]
+    return tuple(dict.fromkeys([*identity, *chosen]))
+
+
+def _global(codes: Codes, slots: FieldSlots) -> Codes:
+    return np.where(codes == PADDING_CODE, PADDING, codes + slots.offset)
+
+
+def _one_array(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _events(column: Column) -> tuple[Codes, Codes, Column]:
+    """The lists of a column, flattened: for each element its row, its place in the row's list, and itself."""
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        if pa.types.is_null(column.type):
+            column = column.cast(pa.list_(pa.string()))
+        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        flat: Column = pc.list_flatten(column)
+    else:
+        lists: list[Sequence[Any]] = [() if values is None else values for values in column]
+        lengths = np.fromiter((len(values) for values in lists), dtype=np.int64, count=len(lists))
+        flat = [value for values in lists for value in values]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return rows, place, flat
+
+
+def _floats(column: Column) -> npt.NDArray[np.float64]:
+    """Numbers as float64, NaN where they are missing."""
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    return np.array([np.nan if value is None else value for value in column], dtype=np.float64)
+
+
+def _quantile_edges(numbers: npt.NDArray[np.float64], buckets: int) -> tuple[float, ...]:
+    """Inner edges of at most `buckets` bins of about equal count; none of the bins is empty in `numbers`."""
+    finite = numbers[np.isfinite(numbers)]
+    if finite.size == 0:
+        return ()
+    # Quantiles that are themselves values: no edge falls between two floats in a way that differs by platform.
+    edges = np.unique(np.quantile(finite, np.arange(1, buckets) / buckets, method="higher"))
+    return tuple(float(edge) for edge in edges[edges > finite.min()])
+
+
+def _frequent_values(strings: Any, min_count: int) -> tuple[str, ...]:
+    counts = pc.value_counts(_one_array(strings.drop_null()))
+    table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
+    table = table.filter(pc.greater_equal(table["count"], min_count))
+    ordered = table.sort_by([("count", "descending"), ("value", "ascending")])
+    return tuple(ordered["value"].to_pylist())
