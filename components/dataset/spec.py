@@ -44,7 +44,8 @@ class Kind(StrEnum):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    # Codes are numbers more often than not, and YAML reads them as numbers.
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, coerce_numbers_to_str=True)
 
 
 class Source(_Model):
@@ -129,7 +130,7 @@ class FieldSpec(_Model):
     @property
     def in_prompt(self) -> bool:
         """Whether the prompt says this field."""
-        return self.kind is not Kind.ID if self.prompt is None else self.prompt
+        return (self.kind is not Kind.ID if self.prompt is None else self.prompt) and not self.known_after_impression
 
     @property
     def spoken(self) -> str:
@@ -210,8 +211,20 @@ class DatasetSpec(_Model):
                 "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history'"
             )
         self._check_tables()
+        self._check_timestamps()
         self._check_leaks()
         return self
+
+    def _check_timestamps(self) -> None:
+        if self.sources.impressions.timestamp not in {None, self.keys.timestamp}:
+            raise ValueError("an impression's moment is named under 'keys.timestamp'; remove it from the source")
+        tables = {"users": self.sources.users, "items": self.sources.items}
+        dated = [name for name, source in tables.items() if source is not None and source.timestamp is not None]
+        if dated and self.keys.timestamp is None:
+            raise ValueError(
+                f"'sources.{dated[0]}.timestamp' needs the moment of each impression; "
+                "write 'keys.timestamp', or keep one row per key and remove it"
+            )
 
     def _check_tables(self) -> None:
         for side, table in (("user", self.sources.users), ("item", self.sources.items)):
@@ -315,8 +328,8 @@ def _explain(problem: Any) -> str:
     return f"{where}: {message}"
 
 
-def read_spec(path: Path) -> DatasetSpec:
-    """Read a DatasetSpec from a YAML file; relative source paths are taken from the file's folder.
+def read_spec(path: Path, root: Path | None = None) -> DatasetSpec:
+    """Read a DatasetSpec from a YAML file; relative source paths are taken from `root`, else from the file's folder.
 
     Raises:
         UserError: the file is missing, is no YAML, or does not describe a data set.
@@ -330,7 +343,7 @@ def read_spec(path: Path) -> DatasetSpec:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a DatasetSpec is a YAML mapping that starts with 'name:'")
     spec = parse_spec(content, str(path))
-    return _anchored(spec, path.resolve().parent)
+    return _anchored(spec, root or path.resolve().parent)
 
 
 def _anchored(spec: DatasetSpec, folder: Path) -> DatasetSpec:
@@ -341,7 +354,5 @@ def _anchored(spec: DatasetSpec, folder: Path) -> DatasetSpec:
             return source
         return source.model_copy(update={"path": str(folder / source.path)})
 
-    sources = Sources.model_construct(
-        impressions=anchor(spec.sources.impressions), users=anchor(spec.sources.users), items=anchor(spec.sources.items)
-    )
-    return spec.model_copy(update={"sources": sources})
+    anchored = {name: anchor(getattr(spec.sources, name)) for name in ("impressions", "users", "items")}
+    return spec.model_copy(update={"sources": spec.sources.model_copy(update=anchored)})
