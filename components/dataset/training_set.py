@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
 from components.dataset.spec import ITEM_KEY, LABEL, USER_KEY, DatasetSpec, read_spec
+from components.dataset.splits import PARTS
 from components.dataset.vocabulary import Vocabulary
 from components.run import aside, read_json, write_json
 
-PARTS = ("train", "valid", "test")
 FORMAT = 1
 
 

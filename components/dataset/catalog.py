@@ -1,0 +1,36 @@
+"""The data sets that come with the project, and those that a user describes in a file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from components.dataset.errors import UserError
+from components.dataset.spec import DatasetSpec, read_spec
+from components.run import data_home
+
+# By path: the rooms lie side by side, and this one imports none of the others.
+EMBEDDED = Path(__file__).resolve().parents[2] / "feature_repo" / "datasets"
+
+
+def dataset_names() -> list[str]:
+    """Names of the embedded data sets."""
+    return sorted(path.stem for path in EMBEDDED.glob("*.yaml"))
+
+
+def load_spec(ref: str) -> DatasetSpec:
+    """The spec of an embedded data set by its name, or of any other by the path of its YAML file.
+
+    Relative source paths start at the data directory for an embedded data set, else at the file's folder.
+
+    Raises:
+        UserError: there is none of this name and no such file, or the file does not describe a data set.
+    """
+    if ref in dataset_names():
+        return read_spec(EMBEDDED / f"{ref}.yaml", root=data_home())
+    path = Path(ref).expanduser()
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return read_spec(path)
+    near = difflib.get_close_matches(ref, dataset_names(), n=1)
+    guess = f"did you mean '{near[0]}'? " if near else ""
+    raise UserError(f"no data set '{ref}'; {guess}write one of {', '.join(dataset_names())} or the path of a YAML file")

@@ -1,0 +1,220 @@
+"""Reading one source: CSV, Parquet or JSON lines, from any path that fsspec knows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.json
+
+from components.dataset.errors import UserError
+from components.dataset.spec import Source
+
+ENDINGS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
+#: Bytes read at a time; no row may be longer.
+BLOCK = 16 * 2**20
+#: JSON lines looked at for the names of the columns before a missing name is searched for in all of them.
+LINES = 1000
+NOT_UTF8 = "is not UTF-8; convert it, for instance with 'iconv -f latin1 -t utf-8'"
+
+
+def format_of(source: Source) -> str:
+    """The format the source names, or that of its file's ending.
+
+    Raises:
+        UserError: the ending says nothing.
+    """
+    if source.format is not None:
+        return source.format
+    endings = [ending for ending in PurePosixPath(source.path).suffixes if ending not in COMPRESSED]
+    found = ENDINGS.get(endings[-1].lower()) if endings else None
+    if found is None:
+        raise UserError(f"{source.path}: its ending names no format; write 'format: csv', 'parquet' or 'jsonl'")
+    return found
+
+
+def columns_of(source: Source, wanted: Collection[str] = ()) -> list[str]:
+    """Names of the columns, from the head of the file; JSON lines are read on until all of `wanted` are found.
+
+    Raises:
+        UserError: there is no such file, it is empty, or it is not what its format says.
+    """
+    kind = format_of(source)
+    if kind == "parquet":
+        names: list[str] = _dataset(source).schema.names
+    else:
+        names = _csv_columns(source) if kind == "csv" else _jsonl_columns(source, wanted)
+    twice = sorted({name for name in names if names.count(name) > 1 and name in wanted})
+    if twice:
+        raise UserError(f"{source.path}: column {', '.join(twice)} stands there twice; rename one of them")
+    return names
+
+
+def read_source(source: Source, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a source, all columns or some. Every column of a CSV file is a string column, empty cells null.
+
+    Raises:
+        UserError: the file or a column is missing, or the file cannot be read.
+    """
+    there = columns_of(source, columns or ())
+    wanted = list(dict.fromkeys(there if columns is None else columns))
+    absent = [name for name in wanted if name not in there]
+    if absent:
+        raise UserError(f"{source.path}: {say_absent(absent, there)}")
+    read = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}[format_of(source)]
+    try:
+        return read(source, wanted)
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{source.path}: {_explain(str(error))}") from None
+
+
+def say_absent(absent: Sequence[str], there: Sequence[str]) -> str:
+    """The message for columns that are not there."""
+    names = ", ".join(f"'{name}'" for name in absent)
+    return f"no column {names}; the columns are {', '.join(there)}"
+
+
+def _explain(error: str) -> str:
+    if "UTF8" in error or "utf-8" in error:
+        return NOT_UTF8
+    mixed = re.search(r"Column\(/(.*)\) changed from (\w+) to (\w+)", error)
+    if mixed:
+        name, one, other = mixed.groups()
+        return f"column '{name}' holds values of type {one} and {other}; write all of them as strings"
+    return f"cannot be read: {' '.join(error.split())}"
+
+
+def _open(source: Source) -> Any:
+    """The file opened for bytes, unpacked where its ending says that it is packed."""
+    try:
+        return fsspec.open(source.path, "rb", compression="infer").open()
+    except FileNotFoundError:
+        raise UserError(f"{source.path}: no such file; correct 'path' under 'sources'") from None
+    except IsADirectoryError:
+        raise UserError(f"{source.path}: is a folder; only Parquet may be one, write 'format: parquet'") from None
+    except Exception as error:
+        # Each store has errors of its own: no driver, no credentials, no network.
+        raise UserError(f"{source.path}: cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _csv_columns(source: Source) -> list[str]:
+    with _open(source) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        try:
+            names = next(csv.reader(text, delimiter=_delimiter(source)), [])
+        except UnicodeDecodeError:
+            raise UserError(f"{source.path}: {NOT_UTF8}") from None
+    if not names:
+        raise UserError(f"{source.path}: is empty; its first line must name the columns")
+    return names
+
+
+def _delimiter(source: Source) -> str:
+    tabs = source.delimiter == "," and ".tsv" in PurePosixPath(source.path).suffixes
+    return "\t" if tabs else source.delimiter
+
+
+def _read_csv(source: Source, columns: list[str]) -> pa.Table:
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()),
+        include_columns=columns,
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True)
+    with _open(source) as file:
+        table = pyarrow.csv.read_csv(file, pyarrow.csv.ReadOptions(block_size=BLOCK), parse, convert)
+    return pa.table({name: _without_point_zero(table[name]) for name in columns})
+
+
+def _without_point_zero(column: Any) -> Any:
+    """'1.0' as '1' where the whole column is so: whole numbers with gaps that a data frame wrote as floats."""
+    known = column.drop_null()
+    for part in (known.slice(0, 1), known):
+        if not (len(part) and pc.all(pc.match_substring_regex(part, r"^-?\d+\.0$")).as_py()):
+            return column
+    return pc.replace_substring_regex(column, r"\.0$", "")
+
+
+def _jsonl_columns(source: Source, wanted: Collection[str]) -> list[str]:
+    names: dict[str, None] = {}
+    with _open(source) as file:
+        for number, line in enumerate(file, 1):
+            names.update(dict.fromkeys(_json_object(source, number, line)))
+            if number >= LINES and all(name in names for name in wanted):
+                break
+    if not names:
+        raise UserError(f"{source.path}: is empty; write one JSON object per line")
+    return list(names)
+
+
+def _json_object(source: Source, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line) if line.strip() else {}
+    except UnicodeDecodeError:
+        raise UserError(f"{source.path}: {NOT_UTF8}") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{source.path}: line {number} is no JSON object; write one object per line")
+    return content
+
+
+def _read_jsonl(source: Source, columns: list[str]) -> pa.Table:
+    table = _parse_jsonl(source, None).select(columns)
+    # The parser takes words such as '2024-05-31' for time stamps; here they stay words, whatever they mean.
+    words = [(field.name, _as_words(field.type)) for field in table.schema if _as_words(field.type) is not None]
+    if words:
+        table = _parse_jsonl(source, pa.schema(words)).select(columns)
+    table.validate(full=True)
+    return table
+
+
+def _parse_jsonl(source: Source, schema: pa.Schema | None) -> pa.Table:
+    parse = pyarrow.json.ParseOptions(explicit_schema=schema)
+    with _open(source) as file:
+        return pyarrow.json.read_json(file, pyarrow.json.ReadOptions(block_size=BLOCK), parse)
+
+
+def _as_words(kind: Any) -> Any:
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    return pa.list_(pa.string()) if pa.types.is_list(kind) and pa.types.is_timestamp(kind.value_type) else None
+
+
+def _dataset(source: Source) -> Any:
+    """The Parquet file, or all Parquet files of a folder."""
+    try:
+        system, path = fsspec.url_to_fs(source.path)
+        there, folder = system.exists(path), system.isdir(path)
+    except Exception as error:
+        # Each store has errors of its own: no driver, no credentials, no network.
+        raise UserError(f"{source.path}: cannot be opened: {type(error).__name__}: {error}") from error
+    if not there:
+        raise UserError(f"{source.path}: no such file; correct 'path' under 'sources'")
+    partitioning = "hive" if folder else None
+    try:
+        return pyarrow.dataset.dataset(path, filesystem=system, format="parquet", partitioning=partitioning)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{source.path}: is no Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _read_parquet(source: Source, columns: list[str]) -> pa.Table:
+    return _dataset(source).to_table(columns=columns)

@@ -1,0 +1,268 @@
+"""From the user's own files to the validated tables: canonical names and types, labels, and every fault by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components.dataset import spec as names
+from components.dataset.columns import MOMENT, Column, ColumnError, lists, moments, numbers, texts
+from components.dataset.errors import UserError
+from components.dataset.files import columns_of, read_source, say_absent
+from components.dataset.labels import labels
+from components.dataset.spec import DatasetSpec, FieldSpec, Kind, Source
+from components.run import aside, read_json, write_json
+
+__all__ = ["Tables", "check_sources", "read_source", "validated_tables"]
+
+Convert = Callable[[Column], Column]
+KEYS = {"user": names.USER_KEY, "item": names.ITEM_KEY}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The validated tables; `users` or `items` is None where the spec names no such source.
+
+    impressions: impression_id int64 (the row of the source, from 0), user_id, item_id, event_timestamp (where the
+    spec has one), created_timestamp (where given), label int8, context fields. users and items: their key,
+    event_timestamp, created_timestamp (where given), fields. summary: counts, for reports.
+    """
+
+    impressions: pa.Table
+    users: pa.Table | None
+    items: pa.Table | None
+    summary: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write impressions.parquet, users.parquet, items.parquet (where there are any) and summary.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("impressions", "users", "items"):
+            table = getattr(self, name)
+            if table is None:
+                (folder / f"{name}.parquet").unlink(missing_ok=True)
+                continue
+            with aside(folder / f"{name}.parquet") as draft:
+                pq.write_table(table, draft, coerce_timestamps="us")
+        write_json(folder / "summary.json", self.summary)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the tables that `write` wrote.
+
+        Raises:
+            UserError: they are not there.
+        """
+        paths = {name: folder / f"{name}.parquet" for name in ("impressions", "users", "items")}
+        if not paths["impressions"].is_file() or not (folder / "summary.json").is_file():
+            raise UserError(f"{folder}: no validated tables; give the folder that the validate step wrote")
+        tables = {name: pq.read_table(path) if path.is_file() else None for name, path in paths.items()}
+        return cls(**tables, summary=read_json(folder / "summary.json"))
+
+
+@dataclass
+class _Problems:
+    """What is wrong with the input, gathered so that one run names it all."""
+
+    found: list[str] = field(default_factory=list)
+
+    def add(self, source: Source, message: str) -> None:
+        self.found.append(f"{source.path}: {message}")
+
+    def stop(self) -> None:
+        if self.found:
+            raise UserError("\n".join(self.found))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One column of a validated table: the column it is read from, how, and whether each row needs a value."""
+
+    column: str
+    convert: Convert
+    required: bool = False
+
+
+def check_sources(spec: DatasetSpec) -> None:
+    """See that each source is there and has the columns that the spec names. Reads only the heads of the files.
+
+    Raises:
+        UserError: with a line for each source at fault.
+    """
+    problems = _Problems()
+    for source, plans in _all_plans(spec):
+        wanted = list(dict.fromkeys(plan.column for plan in plans.values()))
+        try:
+            there = columns_of(source, wanted)
+        except UserError as error:
+            problems.found.append(str(error))
+            continue
+        absent = [column for column in wanted if column not in there]
+        if absent:
+            problems.add(source, say_absent(absent, there))
+    problems.stop()
+
+
+def validated_tables(spec: DatasetSpec) -> Tables:
+    """Read all sources and bring them into the form of the validated tables.
+
+    Raises:
+        UserError: with a line for each thing that is wrong, naming file, column, row and value.
+    """
+    check_sources(spec)
+    problems = _Problems()
+    read = [_read(source, plans, problems) for source, plans in _all_plans(spec)]
+    problems.stop()
+    impressions, *others = (pa.table(columns) for columns in read)
+    users = others.pop(0) if spec.sources.users is not None else None
+    items = others.pop(0) if spec.sources.items is not None else None
+    users = _entity_table(spec.sources.users, spec.keys.user, "user", users, problems)
+    items = _entity_table(spec.sources.items, spec.keys.item, "item", items, problems)
+    rows = impressions.num_rows
+    impressions = _labelled(spec, impressions, problems)
+    problems.stop()
+    summary = {"rows_read": rows, "dropped_by_label_rule": rows - impressions.num_rows, **_counts(impressions)}
+    for side, table, source in (("user", users, spec.sources.users), ("item", items, spec.sources.items)):
+        if table is not None and source is not None:
+            summary |= _unknown(spec, side, source, impressions, table, problems)
+    problems.stop()
+    return Tables(impressions, users, items, summary)
+
+
+def _all_plans(spec: DatasetSpec) -> list[tuple[Source, dict[str, _Plan]]]:
+    """Each source with its columns by the name they get: impressions, then users and items where there are any."""
+    keys, sources = spec.keys, spec.sources
+    plans = {
+        names.USER_KEY: _Plan(keys.user, texts, required=True),
+        names.ITEM_KEY: _Plan(keys.item, texts, required=True),
+        **_time_plans(spec, keys.timestamp, sources.impressions),
+        names.LABEL: _Plan(spec.label.column, lambda column: column),
+        **_field_plans(spec, "context"),
+    }
+    found = [(sources.impressions, plans)]
+    for side, column, source in (("user", keys.user, sources.users), ("item", keys.item, sources.items)):
+        if source is not None:
+            times = _time_plans(spec, source.timestamp, source)
+            fields = _field_plans(spec, side)
+            found.append((source, {KEYS[side]: _Plan(column, texts, required=True), **times, **fields}))
+    return found
+
+
+def _time_plans(spec: DatasetSpec, timestamp: str | None, source: Source) -> dict[str, _Plan]:
+    convert = partial(moments, unit=spec.keys.timestamp_unit)
+    columns = {names.EVENT_TIMESTAMP: timestamp, names.CREATED_TIMESTAMP: source.created}
+    return {name: _Plan(column, convert, required=True) for name, column in columns.items() if column is not None}
+
+
+def _field_plans(spec: DatasetSpec, side: str) -> dict[str, _Plan]:
+    fields = [field for field in spec.of_side(side) if field.kind is not Kind.ID]
+    return {field.name: _Plan(field.source_column, _converter(field)) for field in fields}
+
+
+def _converter(field: FieldSpec) -> Convert:
+    if field.kind is Kind.MULTI:
+        return partial(lists, separator=field.separator)
+    return numbers if field.kind is Kind.NUMBER else texts
+
+
+def _read(source: Source, plans: Mapping[str, _Plan], problems: _Problems) -> dict[str, Column]:
+    """The columns of one source, converted; those at fault are named among the problems and left out."""
+    try:
+        table = read_source(source, [plan.column for plan in plans.values()])
+    except UserError as error:
+        problems.found.append(str(error))
+        return {}
+    if table.num_rows == 0:
+        problems.add(source, "holds no rows; give a file with data")
+        return {}
+    columns = {}
+    for name, plan in plans.items():
+        try:
+            columns[name] = plan.convert(table[plan.column])
+        except ColumnError as error:
+            problems.add(source, f"column '{plan.column}' {error}")
+            continue
+        if plan.required and columns[name].null_count:
+            row = pc.index(pc.is_null(columns[name]), True).as_py() + 1
+            count = columns[name].null_count
+            problems.add(
+                source, f"column '{plan.column}' is empty in {count} rows, first in row {row}; fill or drop them"
+            )
+    return columns
+
+
+def _entity_table(
+    source: Source | None, column: str, side: str, table: pa.Table | None, problems: _Problems
+) -> pa.Table | None:
+    """A user or item table, each key once (per moment, where it is dated), dated 1970 where it is not."""
+    if source is None or table is None:
+        return None
+    key = KEYS[side]
+    unique = [key] if source.timestamp is None else [key, names.EVENT_TIMESTAMP]
+    counts = table.select(unique).group_by(unique).aggregate([([], "count_all")])
+    twice = counts.filter(pc.greater(counts["count_all"], 1)).sort_by(key)
+    if twice.num_rows:
+        some = ", ".join(f"'{row[key]}' ({row['count_all']} rows)" for row in twice.slice(0, 3).to_pylist())
+        remedy = (
+            f"keep one row per {side}, or name the column that dates the rows under 'sources.{side}s.timestamp'"
+            if source.timestamp is None
+            else f"keep one row per {side} and moment"
+        )
+        problems.add(source, f"column '{column}' has {twice.num_rows} keys more than once, such as {some}; {remedy}")
+    if source.timestamp is None:
+        start = pa.array(np.zeros(table.num_rows, np.int64)).cast(MOMENT)
+        table = table.add_column(1, names.EVENT_TIMESTAMP, start)
+    return table
+
+
+def _labelled(spec: DatasetSpec, impressions: pa.Table, problems: _Problems) -> pa.Table:
+    """The impressions with their number and label, without those that the label rule drops."""
+    try:
+        label = labels(impressions[names.LABEL], spec.label)
+    except ColumnError as error:
+        problems.add(spec.sources.impressions, f"label column '{spec.label.column}' {error}")
+        return impressions
+    place = impressions.column_names.index(names.LABEL)
+    number = pa.array(np.arange(impressions.num_rows, dtype=np.int64))
+    impressions = impressions.set_column(place, names.LABEL, label).add_column(0, names.IMPRESSION_ID, number)
+    return impressions.filter(pc.is_valid(label))
+
+
+def _counts(impressions: pa.Table) -> dict[str, Any]:
+    positives = pc.sum(impressions[names.LABEL]).as_py()
+    counts: dict[str, Any] = {
+        "rows": impressions.num_rows,
+        "positives": positives,
+        "label_rate": positives / impressions.num_rows if impressions.num_rows else None,
+        "users": pc.count_distinct(impressions[names.USER_KEY]).as_py(),
+        "items": pc.count_distinct(impressions[names.ITEM_KEY]).as_py(),
+    }
+    if names.EVENT_TIMESTAMP in impressions.column_names:
+        ends = pc.min_max(impressions[names.EVENT_TIMESTAMP]).as_py()
+        counts |= {"first_timestamp": ends["min"].isoformat(), "last_timestamp": ends["max"].isoformat()}
+    return counts
+
+
+def _unknown(
+    spec: DatasetSpec, side: str, source: Source, impressions: pa.Table, table: pa.Table, problems: _Problems
+) -> dict[str, Any]:
+    """Count the impressions whose user or item its table does not know; they are kept, unless there are too many."""
+    keys = impressions[KEYS[side]]
+    unknown = pc.invert(pc.is_in(keys, table[KEYS[side]].combine_chunks()))
+    count = pc.sum(unknown).as_py()
+    share = count / len(keys)
+    if share > spec.max_unknown_share:
+        some = ", ".join(f"'{key}'" for key in pc.unique(keys.filter(unknown)).to_pylist()[:3])
+        problems.add(
+            spec.sources.impressions,
+            f"{share:.1%} of the rows name a {side} that {source.path} does not hold, such as {some}; "
+            f"more than 'max_unknown_share: {spec.max_unknown_share}' allows: complete the table or raise the share",
+        )
+    return {f"unknown_{side}s": count, f"unknown_{side}s_share": share, f"{side}_rows": table.num_rows}
