@@ -1,0 +1,140 @@
+"""Feast entities, views and the feature service of a data set, built from its DatasetSpec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.types import Array, Float64, String
+
+from components.dataset.spec import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    ITEM_KEY,
+    USER_KEY,
+    DatasetSpec,
+    FieldSpec,
+    Kind,
+)
+from feature_repo.history import HISTORY_TABLE, history_columns
+
+#: Key column and published table of each side that has a profile.
+SIDES = {"user": (USER_KEY, "users"), "item": (ITEM_KEY, "items")}
+HISTORY_VIEW = "user_history"
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """What Feast is told about a data set."""
+
+    entities: tuple[Any, ...]
+    views: tuple[Any, ...]
+    service: Any
+
+    @property
+    def objects(self) -> list[Any]:
+        """All of them, as `FeatureStore.apply` wants them."""
+        return [*self.entities, *self.views, self.service]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Columns that a retrieval adds, in the views' order."""
+        return tuple(field.name for view in self.views for field in view.features)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what the features are and mean, and not over where they lie."""
+        views = [_described(view) for view in self.views]
+        content = json.dumps({"service": self.service.name, "views": views}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> Definitions:
+    """The definitions of a data set over the tables that `feature_repo.store.publish` wrote to `offline`.
+
+    The fields of a side are the features of its view (`user_profile`, `item_profile`: one row per user or item and
+    time); an id field is the view's key and no feature; a side without fields has no view. A spec with a history
+    has `user_history`: one row per user and moment after an event.
+
+    Args:
+        spec: the data set.
+        offline: folder of the published tables.
+        ttl: age at which a profile's values expire in a join; zero means never.
+    """
+    entities = {side: _entity(side, key) for side, (key, _) in SIDES.items()}
+    views = [_profile(spec, side, entities[side], offline, ttl) for side in SIDES if profile_fields(spec, side)]
+    if spec.history is not None:
+        views.append(_history(spec, entities["user"], offline))
+    service = FeatureService(name=f"ctr_{spec.identifier}", features=views)
+    return Definitions(tuple(entities.values()), tuple(views), service)
+
+
+def feature_service_hash(spec: DatasetSpec) -> str:
+    """The digest of the definitions of a data set, whatever its tables hold.
+
+    A served model names the hash of its features, and so a service can tell that the features have changed.
+    """
+    return build(spec, Path()).digest
+
+
+def profile_fields(spec: DatasetSpec, side: str) -> tuple[FieldSpec, ...]:
+    """The fields that the view of a side holds."""
+    return tuple(field for field in spec.of_side(side) if field.kind is not Kind.ID)
+
+
+def has_created(spec: DatasetSpec, side: str) -> bool:
+    """Whether the table of a side says when each of its rows became known."""
+    source = spec.sources.users if side == "user" else spec.sources.items
+    return source is not None and source.created is not None
+
+
+def _entity(side: str, key: str) -> Any:
+    return Entity(name=side, join_keys=[key], value_type=ValueType.STRING)
+
+
+def _profile(spec: DatasetSpec, side: str, entity: Any, offline: Path, ttl: timedelta) -> Any:
+    _, table = SIDES[side]
+    fields = [Field(name=field.name, dtype=_type(field.kind)) for field in profile_fields(spec, side)]
+    created = CREATED_TIMESTAMP if has_created(spec, side) else ""
+    return _view(f"{side}_profile", entity, fields, offline / f"{table}.parquet", created, ttl, {})
+
+
+def _history(spec: DatasetSpec, entity: Any, offline: Path) -> Any:
+    fields = [
+        Field(name=column.name, dtype=Array(Float64 if column.number else String)) for column in history_columns(spec)
+    ]
+    length = spec.history.length if spec.history is not None else 0
+    tags = {"length": str(length), "events": "label == 1"}
+    path = offline / f"{HISTORY_TABLE}.parquet"
+    return _view(HISTORY_VIEW, entity, fields, path, "", timedelta(0), tags)
+
+
+def _view(
+    name: str, entity: Any, fields: list[Any], path: Path, created: str, ttl: timedelta, tags: dict[str, str]
+) -> Any:
+    # A source keeps its name while its path changes with its content; else each run would leave one in the registry.
+    source = FileSource(
+        name=f"{name}_source", path=str(path), timestamp_field=EVENT_TIMESTAMP, created_timestamp_column=created
+    )
+    key = Field(name=entity.join_key, dtype=String)
+    return FeatureView(name=name, entities=[entity], schema=[key, *fields], source=source, ttl=ttl, tags=tags)
+
+
+def _type(kind: Kind) -> Any:
+    return {Kind.MULTI: Array(String), Kind.NUMBER: Float64}.get(kind, String)
+
+
+def _described(view: Any) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "entities": list(view.entities),
+        "features": [[field.name, str(field.dtype)] for field in view.features],
+        "ttl": view.ttl.total_seconds(),
+        "created": view.batch_source.created_timestamp_column,
+        "tags": dict(view.tags),
+    }

@@ -1,0 +1,78 @@
+"""Which stores Feast uses: `feature_store.yaml` of an environment, with its variables filled in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.dataset.errors import UserError
+from components.dataset.spec import DatasetSpec
+from components.run import aside, home
+
+FOLDER = Path(__file__).parent / "environments"
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def feast_home() -> Path:
+    """Folder of the laptop's registry and online store."""
+    return home() / "feast"
+
+
+def render(spec: DatasetSpec) -> dict[str, Any]:
+    """The content of feature_store.yaml for a data set's project.
+
+    The environment variable TANDEM_FEAST names the environment (laptop, team or scale; laptop if not set) or a YAML
+    file of one's own. `${NAME}` and `${NAME:-default}` stand for environment variables, `${PROJECT}` for the project
+    and `${HOME_FEAST}` for `feast_home()`.
+
+    Raises:
+        UserError: there is no such environment, or one of its variables is not set.
+    """
+    path = _template(os.environ.get("TANDEM_FEAST") or "laptop")
+    values = {**os.environ, "PROJECT": spec.identifier, "HOME_FEAST": str(feast_home())}
+    content: dict[str, Any] = _filled(yaml.safe_load(path.read_text(encoding="utf-8")), values, path)
+    return content
+
+
+def write_config(content: Mapping[str, Any], path: Path) -> None:
+    """Write feature_store.yaml for those who only read online, such as the service.
+
+    The offline store is named and not configured: Feast then imports it only when it is used, and so a reader needs
+    neither DuckDB nor this package.
+    """
+    offline = content["offline_store"]
+    named = {**content, "offline_store": offline["type"] if isinstance(offline, dict) else offline}
+    with aside(path) as draft:
+        draft.write_text(yaml.safe_dump(named, sort_keys=False), encoding="utf-8")
+
+
+def _template(environment: str) -> Path:
+    path = FOLDER / f"{environment}.yaml"
+    if path.is_file():
+        return path
+    if Path(environment).is_file():
+        return Path(environment)
+    known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+    raise UserError(f"TANDEM_FEAST={environment}: no such environment; write {known}, or the path of a YAML file")
+
+
+def _filled(content: Any, values: Mapping[str, str], path: Path) -> Any:
+    # Filled in after parsing, so that no value can change the document's structure.
+    if isinstance(content, dict):
+        return {key: _filled(value, values, path) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_filled(value, values, path) for value in content]
+    return VARIABLE.sub(lambda match: _value(match, values, path), content) if isinstance(content, str) else content
+
+
+def _value(match: re.Match[str], values: Mapping[str, str], path: Path) -> str:
+    name, default = match.groups()
+    value = values.get(name) or default
+    if value is None:
+        raise UserError(f"{path} needs the environment variable {name}; set it, or choose TANDEM_FEAST=laptop")
+    return value

@@ -1,0 +1,167 @@
+"""Feast's DuckDB offline store with a point-in-time join of one pass over each table.
+
+Feast's own join pairs each row with every earlier row of its key before it picks one. That is cheap for profiles
+of one row per key, and not for histories: 740,000 impressions of 6,000 users took 52 s and 15.5 GB. It also loses
+feature columns whose names end in '_y'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from feast.feature_view import FeatureView
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.repo_config import RepoConfig
+
+from components.dataset.spec import EVENT_TIMESTAMP
+from components.run import aside
+from feature_repo.asof import FeatureTable, asof_query, literal, session
+
+ENTITIES = "__entities"
+
+
+class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
+    """Settings of the store in feature_store.yaml."""
+
+    type: str = "feature_repo.offline.AsofOfflineStore"
+    memory_limit: str = "3GB"
+    threads: int | None = None
+
+
+class AsofOfflineStore(DuckDBOfflineStore):
+    """The DuckDB store; only the historical retrieval differs."""
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+    ) -> AsofRetrievalJob:
+        """Join the features that held at each entity row's time stamp; rows come back in the order given.
+
+        `entity_df` is a frame, or DuckDB SQL whose rows have an `event_timestamp`. With
+        `filter_by_created_timestamp` a value counts only from its creation on.
+
+        Raises:
+            ValueError: there are no entity rows, or a view's source is no plain Parquet file.
+        """
+        if entity_df is None:
+            raise ValueError("a point-in-time join needs entity rows: give entity_df")
+        rows, timestamp = f"SELECT * FROM {ENTITIES}", EVENT_TIMESTAMP  # noqa: S608
+        if isinstance(entity_df, str):
+            rows = entity_df
+        else:
+            timestamp = infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
+        wanted = [set(_wanted(view, feature_refs)) for view in feature_views]
+        tables = [
+            _table(view, names, full_feature_names, filter_by_created_timestamp)
+            for view, names in zip(feature_views, wanted, strict=True)
+        ]
+        return AsofRetrievalJob(
+            query=asof_query(rows, timestamp, tables),
+            entities=None if isinstance(entity_df, str) else entity_df,
+            settings=config.offline_store,
+            features=feature_refs,
+            keys=sorted({key for table in tables for key in table.keys.values()}),
+            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            full_feature_names=full_feature_names,
+        )
+
+
+class AsofRetrievalJob(RetrievalJob):
+    """A point-in-time join that runs when its result is asked for."""
+
+    def __init__(
+        self,
+        query: str,
+        entities: pd.DataFrame | None,
+        settings: AsofOfflineStoreConfig,
+        features: list[str],
+        keys: list[str],
+        on_demand: list[Any],
+        full_feature_names: bool,
+    ) -> None:
+        self._query = query
+        self._entities = entities
+        self._settings = settings
+        self._metadata = RetrievalMetadata(features, keys)
+        self._on_demand = on_demand
+        self._full_feature_names = full_feature_names
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether a feature's column carries its view's name."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[Any]:
+        """Views that Feast computes from the joined rows."""
+        return self._on_demand
+
+    @property
+    def metadata(self) -> Any:
+        """What is retrieved, and by which keys."""
+        return self._metadata
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's signature
+        with self._connected() as connection:
+            return connection.sql(self._query).to_arrow_table()
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
+        return frame
+
+    def persist(self, storage: Any, allow_overwrite: bool = False, timeout: int | None = None) -> None:  # noqa: ARG002
+        """Write the result as one Parquet file without holding it in memory.
+
+        Raises:
+            FileExistsError: the file is there and `allow_overwrite` is not set.
+        """
+        path = Path(storage.to_data_source().path)
+        if path.exists() and not allow_overwrite:
+            raise FileExistsError(path)
+        with self._connected() as connection, aside(path) as draft:
+            connection.execute(f"COPY ({self._query}) TO {literal(draft)} (FORMAT parquet)")
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        with session(self._settings.memory_limit, self._settings.threads) as connection:
+            if self._entities is not None:
+                connection.register(ENTITIES, self._entities)
+            yield connection
+
+
+def _wanted(view: Any, feature_refs: list[str]) -> list[str]:
+    start = f"{view.projection.name_to_use()}:"
+    return [ref.removeprefix(start) for ref in feature_refs if ref.startswith(start)]
+
+
+def _table(view: Any, names: set[str], full_names: bool, known_only: bool) -> FeatureTable:
+    source = view.batch_source
+    if not isinstance(source, FileSource) or source.field_mapping or "://" in source.path:
+        raise ValueError(f"feature view '{view.name}': the source must be a local Parquet file without field mapping")
+    return FeatureTable(
+        path=source.path,
+        keys=view.projection.join_key_map or {column.name: column.name for column in view.entity_columns},
+        features=[field.name for field in view.features if field.name in names],
+        timestamp=source.timestamp_field,
+        created=source.created_timestamp_column or None,
+        known_only=known_only,
+        ttl=view.ttl,
+        prefix=f"{view.projection.name_to_use()}__" if full_names else "",
+    )

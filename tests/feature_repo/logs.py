@@ -1,0 +1,160 @@
+"""Small logs full of what goes wrong in real ones, and the naive joins that ours must equal."""
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import strategies as st
+
+from components.dataset.spec import parse_spec
+
+BASE = datetime(2020, 1, 1, tzinfo=UTC)
+MOMENT = pa.timestamp("us", tz="UTC")
+#: Users and items of the log; the last has no row in its table.
+KEYS = ("a", "b", "ç")
+TABLES = {
+    "users": [("country_y", pa.string()), ("tags", pa.list_(pa.string()))],
+    "items": [("title", pa.string()), ("price", pa.float64()), ("genres", pa.list_(pa.string()))],
+}
+KEY_OF = {"users": "user_id", "items": "item_id"}
+
+
+def moment(second):
+    return BASE + timedelta(seconds=second)
+
+
+def make_spec(created=True, timed=True, history=None, **changes):
+    table = {"timestamp": "t"} | ({"created": "c"} if created else {})
+    content = {
+        "name": "test-log",
+        "sources": {
+            "impressions": {"path": "i.parquet"},
+            "users": {"path": "u.parquet", **table},
+            "items": {"path": "m.parquet", **table},
+        },
+        "keys": {"user": "user", "item": "item"} | ({"timestamp": "t"} if timed else {}),
+        "label": {"column": "click"},
+        "split": {"by": "time" if timed else "random"},
+        "fields": [
+            {"name": "user_id", "side": "user", "kind": "id"},
+            {"name": "item_id", "side": "item", "kind": "id"},
+            {"name": "country_y", "side": "user", "kind": "category"},
+            {"name": "tags", "side": "user", "kind": "multi"},
+            {"name": "title", "side": "item", "kind": "text"},
+            {"name": "price", "side": "item", "kind": "number"},
+            {"name": "genres", "side": "item", "kind": "multi"},
+            {"name": "page", "side": "context", "kind": "category"},
+        ],
+    }
+    return parse_spec(content | ({"history": history} if history else {}) | changes, "test")
+
+
+VALUES = {
+    pa.string(): st.sampled_from(["x", "y", "zoë", None]),
+    pa.float64(): st.sampled_from([0.1, -2.0, 3.5, None]),
+    pa.list_(pa.string()): st.sampled_from([["p"], ["q", "p"], [], None]),
+}
+
+
+@st.composite
+def tables(draw, name, span=10):
+    """Rows of one table: late ones, ones from the future, backfilled ones, and exact repetitions."""
+    fields = TABLES[name]
+    row = st.tuples(
+        st.sampled_from(KEYS[:2]), st.integers(0, span), st.integers(-3, span), *(VALUES[kind] for _, kind in fields)
+    )
+    rows = draw(st.lists(row, min_size=1, max_size=14))
+    columns = {KEY_OF[name]: [row[0] for row in rows], "event_timestamp": [moment(row[1]) for row in rows]}
+    columns["created_timestamp"] = [moment(row[1] + row[2]) for row in rows]
+    columns |= {field: [row[3 + place] for row in rows] for place, (field, _) in enumerate(fields)}
+    types = [(KEY_OF[name], pa.string()), ("event_timestamp", MOMENT), ("created_timestamp", MOMENT), *fields]
+    return pa.table(columns, schema=pa.schema(types))
+
+
+@st.composite
+def impressions(draw, span=10):
+    """Impressions with ties in time, several of one user and second, and repetitions."""
+    row = st.tuples(st.sampled_from(KEYS), st.sampled_from(KEYS), st.integers(0, span), st.integers(0, 1))
+    return impression_table(draw(st.lists(row, min_size=3, max_size=25)))
+
+
+def impression_table(rows):
+    return pa.table(
+        {
+            "impression_id": pa.array(range(len(rows)), pa.int64()),
+            "user_id": pa.array([row[0] for row in rows], pa.string()),
+            "item_id": pa.array([row[1] for row in rows], pa.string()),
+            "event_timestamp": pa.array([moment(row[2]) for row in rows], MOMENT),
+            "label": pa.array([row[3] for row in rows], pa.int8()),
+            "page": pa.array([f"page{row[3]}" for row in rows], pa.string()),
+        }
+    )
+
+
+def write(folder, spec, log, users, items):
+    """Write validated tables as the validate step does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if spec.keys.timestamp is None:
+        log = log.drop_columns(["event_timestamp"])
+    pq.write_table(log, folder / "impressions.parquet")
+    for name, table in (("users", users), ("items", items)):
+        if getattr(spec.sources, name).created is None:
+            table = table.drop_columns(["created_timestamp"])
+        pq.write_table(table, folder / f"{name}.parquet")
+    return folder
+
+
+def as_of(rows, key, value, now, known_only, ttl=None):
+    """The naive point-in-time join of one row: the latest value that held, and was known, at `now`."""
+    best = None
+    for row in rows:
+        if row[key] != value or row["event_timestamp"] > now or (known_only and row["created_timestamp"] > now):
+            continue
+        rank = (row["event_timestamp"], row["created_timestamp"] if known_only else BASE)
+        if best is None or rank >= best[0]:  # of equal rows the last in the file
+            best = (rank, row)
+    if best is None or (ttl and best[1]["event_timestamp"] + ttl < now):
+        return None
+    return best[1]
+
+
+def naive_join(log, users, items, created, ttl=None):
+    """Every impression with its features, one after the other."""
+    joined = []
+    for row in log.to_pylist():
+        now = row["event_timestamp"]
+        for name, table in (("users", users), ("items", items)):
+            key = KEY_OF[name]
+            found = as_of(table.to_pylist(), key, row[key], now, created, ttl)
+            row |= {field: found and found[field] for field, _ in TABLES[name]}
+        joined.append(row)
+    return joined
+
+
+def naive_history(log, items, created, length):
+    """Each impression's history: item and first genre of the user's last clicks strictly before it."""
+    rows = log.to_pylist()
+    histories = []
+    for row in rows:
+        now = row["event_timestamp"]
+        before = [e for e in rows if e["user_id"] == row["user_id"] and e["label"] and e["event_timestamp"] < now]
+        before.sort(key=lambda event: (event["event_timestamp"], event["impression_id"]))
+        events = []
+        for event in before[-length:]:
+            item = as_of(items.to_pylist(), "item_id", event["item_id"], event["event_timestamp"], created)
+            price = item["price"] if item else None
+            events.append((event["item_id"], ((item and item["genres"]) or [""])[0], price))
+        histories.append(events)
+    return histories
+
+
+def one_row_tables():
+    """User 'a' and item 'a', known from the beginning."""
+    columns = {"event_timestamp": [BASE], "created_timestamp": [BASE]}
+    types = [("event_timestamp", MOMENT), ("created_timestamp", MOMENT)]
+    users = {"user_id": ["a"], **columns, "country_y": ["x"], "tags": [["p", "q"]]}
+    items = {"item_id": ["a"], **columns, "title": ["A film"], "price": [0.1], "genres": [["q"]]}
+    return tuple(
+        pa.table(content, schema=pa.schema([(KEY_OF[name], pa.string()), *types, *TABLES[name]]))
+        for name, content in (("users", users), ("items", items))
+    )

@@ -1,0 +1,101 @@
+"""The joins of the feature store equal the naive ones, row for row."""
+
+import math
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.feature_repo import logs
+
+few = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture
+def retrieved(tmp_path, monkeypatch):
+    """Join generated tables through Feast, each time in a fresh folder."""
+    from components.retrieve.step import joined  # Feast takes ten seconds to import: only where it is used
+    from feature_repo.definitions import build
+    from feature_repo.publish import publish
+
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+
+    def run(spec, log, users, items, ttl=timedelta(0)):
+        folder = logs.write(Path(tempfile.mkdtemp(dir=tmp_path)), spec, log, users, items)
+        return joined(spec, build(spec, publish(spec, folder), ttl), folder / "impressions.parquet")
+
+    return run
+
+
+@few
+@given(log=logs.impressions(), users=logs.tables("users"), items=logs.tables("items"), created=st.booleans())
+def test_profiles_equal_the_naive_join(retrieved, log, users, items, created):
+    table = retrieved(logs.make_spec(created=created), log, users, items)
+    assert table.to_pylist() == logs.naive_join(log, users, items, created)
+
+
+@few
+@given(log=logs.impressions(), users=logs.tables("users"), items=logs.tables("items"), seconds=st.integers(1, 5))
+def test_expired_values_are_missing(retrieved, log, users, items, seconds):
+    ttl = timedelta(seconds=seconds)
+    table = retrieved(logs.make_spec(), log, users, items, ttl)
+    assert table.to_pylist() == logs.naive_join(log, users, items, True, ttl)
+
+
+@few
+@given(log=logs.impressions(), items=logs.tables("items"), length=st.integers(1, 6), created=st.booleans())
+def test_history_equals_the_naive_one(retrieved, log, items, length, created):
+    spec = logs.make_spec(created=created, history={"length": length, "fields": ["genres", "price"]})
+    users = pa.table({"user_id": ["a"], "event_timestamp": pa.array([logs.BASE], logs.MOMENT)})
+    users = users.append_column("created_timestamp", users["event_timestamp"])
+    users = users.append_column("country_y", pa.array(["x"])).append_column("tags", pa.array([["p"]]))
+    table = retrieved(spec, log, users, items)
+    found = [
+        [] if ids is None else list(zip(ids, genres, map(_known, prices), strict=True))
+        for ids, genres, prices in zip(
+            *(table[f"history_{name}"].to_pylist() for name in ("item_id", "genres", "price")), strict=True
+        )
+    ]
+    assert found == logs.naive_history(log, items, created, length)
+
+
+def _known(price):
+    return None if math.isnan(price) else price
+
+
+def test_late_events_enter_the_history_when_they_are_known(retrieved):
+    log = logs.impression_table([("a", "a", 0, 1), ("a", "b", 1, 1), ("a", "ç", 2, 0), ("a", "ç", 9, 0)])
+    known = pa.array([logs.moment(s) for s in (5, 1, 2, 9)], logs.MOMENT)
+    sources = logs.make_spec().sources.model_dump()
+    sources["impressions"]["created"] = "c"
+    spec = logs.make_spec(history={"length": 5}, sources=sources)
+    table = retrieved(spec, log.append_column("created_timestamp", known), *logs.one_row_tables())
+    assert table["history_item_id"].to_pylist() == [None, None, ["b"], ["b", "a"]]
+    assert "created_timestamp" not in table.column_names
+
+
+def test_a_frame_of_entities_gives_the_same_as_sql(retrieved, tmp_path):
+    from feature_repo.definitions import build
+    from feature_repo.publish import publish
+    from feature_repo.store import training_store
+
+    spec = logs.make_spec()
+    log = logs.impression_table([("a", "a", 3, 1), ("b", "ç", 3, 0), ("a", "a", 3, 1)])
+    users, items = logs.one_row_tables()
+    expected = retrieved(spec, log, users, items)
+    folder = logs.write(tmp_path / "frame", spec, log, users, items)
+    definitions = build(spec, publish(spec, folder))
+    with training_store(spec, definitions) as store:
+        service = store.get_feature_service(definitions.service.name)
+        job = store.get_historical_features(log.to_pandas(), service, full_feature_names=True)
+        frame = job.to_df()
+    assert frame["user_profile__country_y"].tolist() == expected["country_y"].to_pylist()
+    assert frame["item_profile__price"].isna().tolist() == [value is None for value in expected["price"].to_pylist()]
+    assert job.full_feature_names
+    assert sorted(job.metadata.keys) == ["item_id", "user_id"]
