@@ -105,12 +105,17 @@ def moments(column: Column, unit: str) -> Column:
 
 def _moments_from_words(words: Column, unit: str) -> Column:
     words = to_strings(pc.utf8_trim_whitespace(words))
-    for number in (pa.int64(), pa.float64()):
-        try:
-            return _moments_from_numbers(words.cast(number), unit)
-        except pa.ArrowInvalid:
-            continue
+    first = words.drop_null().slice(0, 1)
+    if len(first) and pc.all(pc.match_substring_regex(first, r"^[+-]?[0-9.]+([eE][+-]?\d+)?$")).as_py():
+        return _moments_from_numbers(_cast_or_name(words, _whole_or_float, _no_moment), unit)
     return _in_range(_cast_or_name(words, _from_iso, _no_moment))
+
+
+def _whole_or_float(words: Column) -> Column:
+    try:
+        return words.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return words.cast(pa.float64())
 
 
 def _no_moment(row: int, value: str) -> str:
@@ -134,14 +139,15 @@ def _from_iso(words: Column) -> Column:
 def _moments_from_numbers(column: Column, unit: str) -> Column:
     count = column.cast(pa.float64(), safe=False)
     count = pc.if_else(pc.is_nan(count), pa.scalar(None, pa.float64()), count)
-    _refuse_beyond(count, FIRST_SECOND * PER_SECOND[unit], LAST_SECOND * PER_SECOND[unit], unit)
+    _refuse_beyond(count, unit)
     per_microsecond = PER_SECOND["us"] // PER_SECOND[unit]
     if pa.types.is_integer(column.type):
         return pc.multiply(column.cast(pa.int64()), per_microsecond).cast(MOMENT)
     return pc.round(pc.multiply(count, float(per_microsecond))).cast(pa.int64()).cast(MOMENT)
 
 
-def _refuse_beyond(count: Column, first: int, last: int, unit: str) -> None:
+def _refuse_beyond(count: Column, unit: str) -> None:
+    first, last = (float(second) * PER_SECOND[unit] for second in (FIRST_SECOND, LAST_SECOND))
     beyond = pc.or_(pc.less(count, first), pc.greater(count, last))
     if not pc.any(beyond).as_py():
         return

@@ -192,9 +192,7 @@ def _read(source: Source, plans: Mapping[str, _Plan], problems: _Problems) -> di
         if plan.required and columns[name].null_count:
             row = pc.index(pc.is_null(columns[name]), True).as_py() + 1
             count = columns[name].null_count
-            problems.add(
-                source, f"column '{plan.column}' is empty in {count} rows, first in row {row}; fill or drop them"
-            )
+            problems.add(source, f"column '{plan.column}' is empty in row {row} ({count} in all); fill or drop them")
     return columns
 
 
@@ -215,7 +213,10 @@ def _entity_table(
             if source.timestamp is None
             else f"keep one row per {side} and moment"
         )
-        problems.add(source, f"column '{column}' has {twice.num_rows} keys more than once, such as {some}; {remedy}")
+        problems.add(
+            source,
+            f"column '{column}' has keys in more than one row ({twice.num_rows} of them), such as {some}; {remedy}",
+        )
     if source.timestamp is None:
         start = pa.array(np.zeros(table.num_rows, np.int64)).cast(MOMENT)
         table = table.add_column(1, names.EVENT_TIMESTAMP, start)
@@ -262,7 +263,7 @@ def _unknown(
         some = ", ".join(f"'{key}'" for key in pc.unique(keys.filter(unknown)).to_pylist()[:3])
         problems.add(
             spec.sources.impressions,
-            f"{share:.1%} of the rows name a {side} that {source.path} does not hold, such as {some}; "
+            f"{share:.1%} of the rows name {side}s that {source.path} does not hold, such as {some}; "
             f"more than 'max_unknown_share: {spec.max_unknown_share}' allows: complete the table or raise the share",
         )
     return {f"unknown_{side}s": count, f"unknown_{side}s_share": share, f"{side}_rows": table.num_rows}

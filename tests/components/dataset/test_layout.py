@@ -1,0 +1,35 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.dataset.layout import FIRST_VALUE, MASK, MISSING, RESERVED_CODES, UNKNOWN, FieldSlots, InputLayout
+
+NAMES = st.text(min_size=1, max_size=8)
+SIZES = st.integers(0, 2**31)
+SLOTS = st.builds(FieldSlots, NAMES, st.sampled_from(["user", "item", "context"]), NAMES, SIZES, SIZES, SIZES, SIZES)
+
+
+@given(st.lists(SLOTS, min_size=1, max_size=5), st.lists(SLOTS, max_size=3))
+def test_json_round_trip(fields, history):
+    layout = InputLayout(tuple(fields), tuple(history))
+    assert InputLayout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+
+
+def test_width_and_vocabulary_size_count_history_columns_but_not_its_rows():
+    movie = FieldSlots("movie", "item", "id", 0, 1, 1, 13)
+    genres = FieldSlots("genres", "item", "multi", 1, 3, 14, 8)
+    history = FieldSlots("history_movie", "user", "id", 4, 20, 1, 13)
+    layout = InputLayout((movie, genres), (history,))
+    assert layout.width == 24
+    assert layout.vocabulary_size == 22
+    assert layout.field("genres").stop == 4
+    assert layout.field("history_movie") is history
+    with pytest.raises(KeyError, match="colour"):
+        layout.field("colour")
+
+
+def test_reserved_codes_come_first():
+    assert (UNKNOWN, MISSING, MASK) == RESERVED_CODES == (0, 1, 2)
+    assert FIRST_VALUE == 3

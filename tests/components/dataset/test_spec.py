@@ -1,0 +1,95 @@
+import pytest
+import yaml
+
+from components.dataset.errors import UserError
+from components.dataset.spec import parse_rule, parse_spec, read_spec
+from tests.components.dataset.making import FIELDS, content, spec_of
+
+
+def fails(message, **changes):
+    with pytest.raises(UserError, match=message):
+        spec_of(**changes)
+
+
+def with_field(**field):
+    return [*FIELDS, {"name": "extra", "side": "context", "kind": "category", **field}]
+
+
+def test_yaml_round_trip(tmp_path):
+    (tmp_path / "spec.yaml").write_text(spec_of("/data").to_yaml(), encoding="utf-8")
+    assert read_spec(tmp_path / "spec.yaml") == spec_of("/data")
+
+
+def test_digest_is_about_the_content_and_not_the_place():
+    assert spec_of("/here").digest == spec_of("/there", description="moved").digest
+    assert spec_of(max_unknown_share=0.1).digest != spec_of().digest
+
+
+def test_relative_paths_start_at_the_file_or_at_the_given_root(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(content("in")))
+    assert read_spec(path).sources.users.path == str(tmp_path / "in" / "users.csv")
+    assert read_spec(path, root=tmp_path / "data").sources.users.path == str(tmp_path / "data" / "in" / "users.csv")
+    path.write_text(yaml.safe_dump(content("s3://bucket")))
+    assert read_spec(path).sources.users.path == "s3://bucket/users.csv"
+
+
+def test_codes_may_be_written_as_numbers():
+    spec = spec_of(fields=with_field(codes={0: "other", 1: "doctor"}))
+    assert spec.field("extra").codes == {"0": "other", "1": "doctor"}
+
+
+def test_fields_known_after_the_impression_are_no_input():
+    field = spec_of(fields=with_field(known_after_impression=True)).field("extra")
+    assert (field.in_model, field.in_prompt) == (False, False)
+    fails("known only after the impression", fields=with_field(known_after_impression=True, prompt=True))
+
+
+def test_faults_are_named():
+    fails("films.yaml: unknown key 'colour'; remove it or correct its spelling", colour="red")
+    fails("unknown key 'fields.7.kin'", fields=with_field(kin="x"))
+    fails("field named twice: age", fields=with_field(name="age"))
+    fails("field name 'label' is reserved", fields=with_field(name="label"))
+    fails("reads the label's column 'rating'", fields=with_field(column="rating"))
+    fails("split.ratios must be three positive numbers", split={"ratios": [0.5, 0.5, 0.5]})
+    fails("label rule 'big' is not understood", label={"column": "rating", "positive": "big"})
+    fails("history names unknown item fields: age", history={"fields": ["age"]})
+    with pytest.raises(UserError, match="key 'label' is missing; add it"):
+        parse_spec({key: value for key, value in content().items() if key != "label"}, "films.yaml")
+
+
+def test_time_stamps():
+    keys = {"user": "uid", "item": "mid"}
+    fails("without 'keys.timestamp' there is no time split", keys=keys)
+    sources = content()["sources"]
+    dated = {**sources, "users": {"path": "users.csv", "timestamp": "since"}}
+    fails(
+        "'sources.users.timestamp' needs the moment of each impression", keys=keys, split={"by": "hash"}, sources=dated
+    )
+    assert spec_of(sources=dated).sources.users.timestamp == "since"
+    moved = {**sources, "impressions": {"path": "impressions.csv", "timestamp": "when"}}
+    fails("an impression's moment is named under 'keys.timestamp'", sources=moved)
+
+
+@pytest.mark.parametrize(
+    ("rule", "parsed"),
+    [("> 3", (">", 3.0)), ("<=-1.5", ("<=", -1.5)), ("== click", ("==", "click")), (" != a b ", ("!=", "a b"))],
+)
+def test_rules(rule, parsed):
+    assert parse_rule(rule) == parsed
+
+
+@pytest.mark.parametrize("rule", ["3", "> click", "=> 3", "==", ""])
+def test_rules_that_are_none(rule):
+    with pytest.raises(ValueError, match="label rule"):
+        parse_rule(rule)
+
+
+def test_files_that_are_no_spec(tmp_path):
+    path = tmp_path / "spec.yaml"
+    with pytest.raises(UserError, match="no such file"):
+        read_spec(path)
+    for data, message in ((b"a: [", "not valid YAML"), (b"- a\n", "is a YAML mapping"), (b"a: \xe9", "not valid YAML")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            read_spec(path)
