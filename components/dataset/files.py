@@ -82,7 +82,7 @@ def read_source(source: Source, columns: Sequence[str] | None = None) -> pa.Tabl
     read = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}[format_of(source)]
     try:
         return read(source, wanted)
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{source.path}: {_explain(str(error))}") from None
 
 
@@ -189,8 +189,15 @@ def _read_jsonl(source: Source, columns: list[str]) -> pa.Table:
 
 def _parse_jsonl(source: Source, schema: pa.Schema | None) -> pa.Table:
     parse = pyarrow.json.ParseOptions(explicit_schema=schema)
-    with _open(source) as file:
-        return pyarrow.json.read_json(file, pyarrow.json.ReadOptions(block_size=BLOCK), parse)
+    try:
+        with _open(source) as file:
+            return pyarrow.json.read_json(file, pyarrow.json.ReadOptions(block_size=BLOCK), parse)
+    except pa.ArrowNotImplementedError:
+        # A column without values in a whole block, then of lists or records: its type is known from all rows only.
+        with _open(source) as file:
+            data = file.read()
+        whole = pyarrow.json.ReadOptions(block_size=len(data) + 1)
+        return pyarrow.json.read_json(pa.BufferReader(data), whole, parse)
 
 
 def _as_words(kind: Any) -> Any:

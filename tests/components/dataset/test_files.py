@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.dataset import files
 from components.dataset.errors import UserError
 from components.dataset.files import columns_of, format_of, read_source
 from components.dataset.spec import Source
@@ -88,6 +89,19 @@ def test_a_json_column_that_comes_late_is_found_when_asked_for(tmp_path):
     assert columns_of(given) == ["a"]
     assert columns_of(given, ["late"]) == ["a", "late"]
     assert read_source(given, ["late"])["late"].to_pylist()[-1] == 2
+
+
+def test_rows_and_types_that_go_over_the_end_of_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK", 1000)
+    late = range(500)
+    rows = [{"n": i, "s": None, "l": None, "r": None} for i in late]
+    rows += [{"n": i + 0.5, "s": "2024-05-31", "l": ["2024-05-31"], "r": {"a": 1}} for i in late]
+    for columns in (["n"], ["n", "s"], ["n", "s", "l"], ["n", "s", "l", "r"]):
+        text = "\n".join(json.dumps({name: row[name] for name in columns}) for row in rows)
+        table = read_source(written(tmp_path / "a.jsonl", text), [name for name in columns if name != "r"])
+        assert table.to_pylist() == [{name: row[name] for name in columns if name != "r"} for row in rows]
+    given = written(tmp_path / "a.csv", "a,b\n" + "".join(f'{i},"x\ny, {i}"\n' for i in late))
+    assert read_source(given).to_pydict() == {"a": [str(i) for i in late], "b": [f"x\ny, {i}" for i in late]}
 
 
 def fails(given, message, columns=None):
