@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,6 +61,19 @@ def asof_query(rows: str, timestamp: str, tables: Sequence[FeatureTable]) -> str
     return f"WITH {', '.join(steps)} SELECT {', '.join(columns)} FROM {ROW}s AS __e{joins} ORDER BY __e.{ROW}"
 
 
+def latest_query(table: FeatureTable, start: datetime, end: datetime) -> str:
+    """SQL of each key's newest row from `start` to `end`, both included: its key, features and times."""
+    times = [table.timestamp, *([table.created] if table.created else [])]
+    names = ", ".join(map(quoted, [*table.keys, *table.features, *times]))
+    keys = ", ".join(map(quoted, table.keys))
+    newest = ", ".join(f"{quoted(time)} DESC" for time in times)
+    return (
+        f"SELECT {names} FROM read_parquet({literal(table.path)})"
+        f" WHERE {quoted(table.timestamp)} BETWEEN {_moment(start)} AND {_moment(end)}"
+        f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {newest}) = 1"
+    )
+
+
 def quoted(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
@@ -69,6 +82,10 @@ def quoted(name: str) -> str:
 def literal(text: str | Path) -> str:
     """A string as an SQL literal."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def _moment(time: datetime) -> str:
+    return f"TIMESTAMPTZ {literal(time.isoformat())}"
 
 
 def _effective(table: FeatureTable) -> str:

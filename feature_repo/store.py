@@ -1,6 +1,6 @@
 """The feature store of a data set: opened, told the definitions, filled, and read back."""
 
-# ruff: noqa: S608 - names come from a validated spec or are quoted, paths are literals
+# ruff: noqa: S608 - a key column and a constant
 from __future__ import annotations
 
 import fcntl
@@ -18,7 +18,7 @@ from feast import FeatureStore, RepoConfig
 
 from components.dataset.spec import DatasetSpec
 from components.run import aside
-from feature_repo.asof import literal, quoted, session
+from feature_repo.asof import FeatureTable, latest_query, session
 from feature_repo.definitions import HISTORY_VIEW, SIDES, Definitions, build, profile_fields
 from feature_repo.environment import feast_home, render, write_config
 from feature_repo.publish import publish
@@ -159,16 +159,12 @@ def _verified(store: Any, spec: DatasetSpec, view: Any, until: datetime) -> int:
 def _latest(view: Any, key: str, names: list[str], until: datetime) -> tuple[int, Mapping[str, list[Any]]]:
     """The number of keys with a value at `until`, and the values of a sample of them."""
     source = view.batch_source
-    newest = ", ".join(f"{name} DESC" for name in (source.timestamp_field, source.created_timestamp_column) if name)
-    query = (
-        f"SELECT {', '.join([key, *map(quoted, names)])} FROM read_parquet({literal(source.path)})"
-        f" WHERE {source.timestamp_field} <= $until"
-        f" QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {newest}) = 1"
-    )
+    created = source.created_timestamp_column or None
+    table = FeatureTable(source.path, {key: key}, names, source.timestamp_field, created)
     with session() as connection:
-        connection.execute(f"CREATE TEMP TABLE latest AS {query}", {"until": until})
-        count: int = connection.execute("SELECT count(*) FROM latest").fetchone()[0]
-        sample = connection.execute(f"SELECT * FROM latest ORDER BY hash({key}) LIMIT {SAMPLE}").to_arrow_table()
+        connection.execute(f"CREATE TEMP TABLE latest AS {latest_query(table, BEGINNING, until)}")
+        count: int = connection.execute("SELECT count(*) FROM latest").fetchall()[0][0]
+        sample = connection.sql(f"SELECT * FROM latest ORDER BY hash({key}) LIMIT {SAMPLE}").to_arrow_table()
     return count, sample.to_pydict()
 
 

@@ -24,7 +24,7 @@ def moment(second):
 
 
 def make_spec(created=True, timed=True, history=None, **changes):
-    table = {"timestamp": "t"} | ({"created": "c"} if created else {})
+    table = ({"timestamp": "t"} if timed else {}) | ({"created": "c"} if created else {})
     content = {
         "name": "test-log",
         "sources": {

@@ -1,0 +1,181 @@
+"""The training set holds each impression once, with what was known at its moment and nothing later."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from components.dataset.errors import UserError
+from components.dataset.training_set import TrainingSet
+from tests.feature_repo import logs
+
+PARTS = ("train", "valid", "test")
+few = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture
+def step(tmp_path, monkeypatch):
+    """The module under test, with its state in a folder of its own."""
+    from components.retrieve import step  # Feast takes ten seconds to import: only where it is used
+
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TANDEM_FEAST", raising=False)
+    return step
+
+
+def spec_file(folder, spec):
+    path = folder / "spec.yaml"
+    path.write_text(spec.to_yaml())
+    return str(path)
+
+
+def thirty_impressions():
+    """Ten moments of three impressions: ties in time, the same user, item and second twice."""
+    return logs.impression_table([(*[("a", "a"), ("a", "a"), ("b", "ç")][n % 3], n // 3, n % 2) for n in range(30)])
+
+
+def test_training_set_holds_every_impression_once(step, tmp_path):
+    spec = logs.make_spec(history={"length": 3, "fields": ["genres"]})
+    validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), *logs.one_row_tables())
+    meta = step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out")
+
+    made = TrainingSet.open(tmp_path / "out")
+    tables = [made.table(part) for part in PARTS]
+    together = pa.concat_tables(tables).sort_by("impression_id")
+    assert together["impression_id"].to_pylist() == list(range(30))
+    users, items = logs.one_row_tables()
+    expected = logs.naive_join(thirty_impressions(), users, items, True)
+    assert together.drop_columns(["history_item_id", "history_genres"]).to_pylist() == expected
+    assert together["history_item_id"].to_pylist()[:9:3] == [None, ["a"], ["a", "a"]]
+    assert made.arrays("valid").ids.shape == (3, made.layout.width)
+
+    assert meta["rows"] == {"train": 24, "valid": 3, "test": 3}
+    assert meta["cut_offs"] == {"valid": "2020-01-01T00:00:08+00:00", "test": "2020-01-01T00:00:09+00:00"}
+    assert meta["label_rate"]["train"] == 0.5
+    assert meta["new_users"] == meta["new_items"] == {"valid": 0.0, "test": 0.0}
+    assert meta["feature_service"] == "ctr_test_log"
+    assert {len(meta[name]) for name in ("feature_service_hash", "spec_digest", "dataset_digest")} == {64}
+    assert made.meta.items() >= json.loads(json.dumps(meta)).items()
+
+
+def test_the_same_input_gives_the_same_training_set(step, tmp_path):
+    spec = logs.make_spec()
+    validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), *logs.one_row_tables())
+    metas = [step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / name) for name in ("one", "two")]
+    assert metas[0] == metas[1]
+    for name in ("train.parquet", "meta.json", "vocabulary.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_share_of_new_users_and_items(step, tmp_path):
+    rows = [("a", "a", second, 1) for second in range(8)] + [("b", "a", 8, 0), ("ç", "ç", 9, 1)]
+    spec = logs.make_spec()
+    validated = logs.write(tmp_path / "validated", spec, logs.impression_table(rows), *logs.one_row_tables())
+    meta = step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out")
+    assert meta["new_users"] == {"valid": 1.0, "test": 1.0}
+    assert meta["new_items"] == {"valid": 0.0, "test": 1.0}
+    assert meta["label_rate"] == {"train": 1.0, "valid": 0.0, "test": 1.0}
+
+
+def test_without_time_stamps_the_last_values_count(step, tmp_path):
+    users, items = logs.one_row_tables()
+    later = {"user_id": "a", "event_timestamp": logs.BASE, "created_timestamp": logs.moment(90)}
+    later |= {"country_y": "newest", "tags": ["q"]}
+    users = pa.concat_tables([users, pa.Table.from_pylist([later], schema=users.schema)])
+    spec = logs.make_spec(timed=False)
+    validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), users, items)
+    meta = step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out")
+    table = TrainingSet.open(tmp_path / "out").table("train")
+    assert "event_timestamp" not in table.column_names
+    assert set(table["country_y"].to_pylist()) == {"newest", None}
+    assert meta["cut_offs"] == {}
+
+
+def test_no_tables_at_all(step, tmp_path):
+    sources = {"impressions": {"path": "i.parquet"}}
+    fields = [
+        {"name": "user_id", "side": "user", "kind": "id"},
+        {"name": "item_id", "side": "item", "kind": "id"},
+        {"name": "page", "side": "context", "kind": "category"},
+    ]
+    spec = logs.make_spec(sources=sources, fields=fields)
+    validated = tmp_path / "validated"
+    validated.mkdir()
+    pq.write_table(thirty_impressions(), validated / "impressions.parquet")
+    assert sum(step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out")["rows"].values()) == 30
+    spec = logs.make_spec(sources=sources, fields=fields, history={"length": 2})
+    step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "history")
+    assert TrainingSet.open(tmp_path / "history").table("test")["history_item_id"][0].as_py() == ["a", "a"]
+
+
+def test_missing_impressions_are_named(step, tmp_path):
+    with pytest.raises(UserError, match=r"impressions\.parquet: no such file; give the folder"):
+        step.retrieve(spec_file(tmp_path, logs.make_spec()), tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("got", "message"),
+    [
+        ([1, 2], "3 impressions went in, 2 rows came out"),
+        ([1, 2, 3, 3], "3 impressions went in, 4 rows came out"),
+        ([1, 2, 2], "not those of the impressions"),
+        ([1, 2, 4], r"not those of the impressions \(1 unknown ids\)"),
+    ],
+)
+def test_lost_doubled_and_invented_rows_are_noticed(step, got, message):
+    asked = pa.chunked_array([[3, 1], [2]])
+    step.check_rows(asked, pa.chunked_array([[1, 2, 3]]))
+    with pytest.raises(RuntimeError, match=message):
+        step.check_rows(asked, pa.chunked_array([got]))
+
+
+def rewritten_future(table, now, change):
+    """The table with every row that happened or became known after `now` changed."""
+    rows = table.to_pylist()
+    times = [name for name in ("event_timestamp", "created_timestamp") if name in table.column_names]
+    changed = [row | change if any(row[time] > now for time in times) else row for row in rows]
+    return pa.Table.from_pylist(changed, schema=table.schema)
+
+
+@few
+@given(
+    log=logs.impressions(), users=logs.tables("users"), items=logs.tables("items"), second=st.integers(0, 9),
+    created=st.booleans(),
+)  # fmt: skip
+def test_time_machine(step, tmp_path, log, users, items, second, created):
+    """Whatever happens after T, no row up to T changes."""
+    now = logs.moment(second)
+    spec = logs.make_spec(created=created, history={"length": 3, "fields": ["genres", "price"]})
+    if not created:
+        users, items = users.drop_columns(["created_timestamp"]), items.drop_columns(["created_timestamp"])
+    perturbed = (
+        rewritten_future(log, now, {"user_id": "a", "item_id": "b", "label": 1, "page": "other"}),
+        rewritten_future(users, now, {"country_y": "other", "tags": ["other"]}),
+        rewritten_future(items, now, {"title": "other", "price": 99.0, "genres": ["other"]}),
+    )
+    before, after = (
+        rows_until(step, spec, Path(tempfile.mkdtemp(dir=tmp_path)), tables, now)
+        for tables in ((log, users, items), perturbed)
+    )
+    assert before == after
+
+
+def rows_until(step, spec, folder, tables, now):
+    from feature_repo.definitions import build
+    from feature_repo.publish import publish
+
+    log, users, items = tables
+    folder.mkdir(exist_ok=True)
+    for name, table in (("impressions", log), ("users", users), ("items", items)):
+        pq.write_table(table, folder / f"{name}.parquet")
+    table = step.joined(spec, build(spec, publish(spec, folder)), folder / "impressions.parquet")
+    # As text, since a missing price in a history is NaN, which does not equal itself.
+    return [str(row) for row in table.to_pylist() if row["event_timestamp"] <= now]
