@@ -80,7 +80,8 @@ def import_movielens(name: str, archive: Path | None, folder: Path, progress: Pr
         The folder.
 
     Raises:
-        UserError: the name is unknown, there is no network, or the ZIP is broken or lacks a file.
+        UserError: the name is unknown, there is no network, the ZIP is broken or lacks a file, or
+            the folder cannot be written.
     """
     if name not in FILES:
         raise UserError(f"no MovieLens data '{name}'; write {' or '.join(FILES)}")
@@ -122,10 +123,13 @@ def _convert(name: str, archive: Path, folder: Path) -> Path:
         raise UserError(f"{archive}: not a readable ZIP ({error}); download it again") from None
     if name == "ml-100k":
         tables["movies"] = _with_genres(tables["movies"])
-    with aside(folder) as draft:
-        draft.mkdir()
-        for table, content in tables.items():
-            pq.write_table(content, draft / f"{table}.parquet")
+    try:
+        with aside(folder) as draft:
+            draft.mkdir()
+            for table, content in tables.items():
+                pq.write_table(content, draft / f"{table}.parquet")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); set TANDEM_DATA to a folder of yours") from None
     return folder
 
 

@@ -61,10 +61,19 @@ class _Party:
 
 
 def ensure(folder: Path) -> Path:
-    """Generate the sample in `folder` unless it is there, complete and of this version; returns the folder."""
-    with _alone(folder):
-        if not _is_complete(folder):
-            write_sample(folder)
+    """Generate the sample in `folder` unless it is there, complete and of this version; returns the folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if _is_complete(folder):
+        return folder
+    try:
+        with _alone(folder):
+            if not _is_complete(folder):
+                write_sample(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); set TANDEM_DATA to a folder of yours") from None
     return folder
 
 

@@ -150,6 +150,12 @@ def test_an_earlier_import_stays_when_the_next_one_fails(archive, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
+def test_a_folder_that_cannot_be_written(archive, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written.*TANDEM_DATA"):
+        import_movielens("ml-1m", archive, tmp_path / "file" / "out")
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A real server in place of GroupLens; yields the folder that it shows."""

@@ -174,3 +174,9 @@ def test_truth_belongs_to_the_impression_ids_and_is_no_input(folder, tables, mon
 def test_no_truth_is_named(tmp_path):
     with pytest.raises(UserError, match=r"truth\.parquet.*tandem data sample"):
         sample.bayes_probabilities(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written.*TANDEM_DATA"):
+        sample.ensure(tmp_path / "file" / "sample")
