@@ -1,0 +1,175 @@
+"""The degradation table: the candidate re-scored with features missing or stale, and the defaults that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from components.dataset.layout import FieldSlots, InputLayout
+from components.dataset.spec import Kind
+from components.dataset.training_set import SplitArrays, TrainingSet
+from components.dataset.vocabulary import FieldVocabulary
+from components.evaluate.inputs import Ids, Log, Numbers, Slots, views, whole_rows, without
+from components.evaluate.scoring import Scorer
+from components.evaluate.settings import EvaluateSettings
+from components.training import metrics
+from components.training.metrics import Floats
+
+Content = dict[str, Any]
+
+LAGS = {"hour": 3_600, "day": 86_400, "week": 604_800}
+MICROSECONDS = 1_000_000
+STALE_NOTE = (
+    "A stale row has the values of the first row of its user (item) later than its own moment less the lag: exact for "
+    "the history, which changes with impressions only; a profile's change between that moment and that row is not seen."
+)
+NO_TIME_NOTE = "The data set has no time stamps: nothing in it can be stale."
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One way in which the model's input is worse than it should be."""
+
+    kind: str
+    name: str
+    how: str
+    slots: Slots
+    ids: Ids
+    lag: str | None = None
+
+    def said(self) -> Content:
+        fields = [slots.name for slots in self.slots]
+        return {"kind": self.kind, "name": self.name, "as": self.how, "lag": self.lag, "fields": fields}
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Rows of a part that are re-scored, by their numbers in it, and their scores with everything in place."""
+
+    rows: Numbers
+    ids: Ids
+    labels: npt.NDArray[np.float32]
+    scores: Floats
+
+
+def degradation(data: TrainingSet, test: SplitArrays, scorer: Scorer, settings: EvaluateSettings) -> Content:
+    """AUC, log loss and calibration with each feature, each view and a user's or item's whole row missing or stale.
+
+    Every line is measured on the same drawn test rows; only rows whose input changes are scored again.
+
+    Returns:
+        'rows', 'complete' (nothing missing), 'table' (the dearest first), 'defaults' by field, 'notes'.
+    """
+    sample = _draw(test, scorer, settings)
+    complete = _measured(sample.labels, sample.scores)
+    log = Log.read(data)
+    cases = [*_missing(data.layout, sample), *([] if log is None else _stale(data.layout, log, test, sample))]
+    table = [_degraded(sample, case, complete, scorer) for case in cases]
+    table.sort(key=lambda line: (-(line["auc_loss"] or 0.0), line["kind"], line["name"]))
+    return {
+        "rows": len(sample.rows),
+        "complete": complete,
+        "table": table,
+        "defaults": defaults(data, scorer, settings),
+        "notes": [NO_TIME_NOTE if log is None else STALE_NOTE],
+    }
+
+
+def _draw(rows: SplitArrays, scorer: Scorer, settings: EvaluateSettings) -> _Sample:
+    count = min(len(rows.labels), settings.degradation_rows)
+    chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(rows.labels))[:count])
+    ids = rows.ids[chosen]
+    return _Sample(chosen, ids, rows.labels[chosen], scorer(ids))
+
+
+def _measured(labels: npt.NDArray[np.float32], scores: Floats) -> Content:
+    measures = {"auc": metrics.auc, "logloss": metrics.logloss, "calibration": metrics.calibration}
+    return {name: measure(labels, scores) for name, measure in measures.items()}
+
+
+def _degraded(sample: _Sample, case: _Case, complete: Content, scorer: Scorer) -> Content:
+    changed, scores = _rescored(sample, case.ids, scorer)
+    found = _measured(sample.labels, scores)
+    loss = None if found["auc"] is None else complete["auc"] - found["auc"]
+    return {**case.said(), "changed": float(changed.mean()), **found, "auc_loss": loss}
+
+
+def _rescored(sample: _Sample, ids: Ids, scorer: Scorer) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """Which rows the changed ids change, and the scores of all of them."""
+    changed = (ids != sample.ids).any(axis=1)
+    scores = sample.scores.copy()
+    if changed.any():
+        scores[changed] = scorer(ids[changed])
+    return changed, scores
+
+
+def _missing(layout: InputLayout, sample: _Sample) -> Iterator[_Case]:
+    for slots in layout.fields:
+        how = "unknown" if slots.kind == Kind.ID else "missing"
+        yield _Case("feature", slots.name, how, (slots,), without(layout, sample.ids, (slots,)))
+    for name, members in views(layout).items():
+        yield _Case("view", name, "missing", members, without(layout, sample.ids, members))
+    for side, members in whole_rows(layout).items():
+        yield _Case("row", side, "missing", members, without(layout, sample.ids, members))
+
+
+def _stale(layout: InputLayout, log: Log, test: SplitArrays, sample: _Sample) -> Iterator[_Case]:
+    here = len(log.ids) - len(test.ids) + sample.rows
+    timelines = {side: log.timeline(side) for side in log.keys}
+    for name, members in views(layout).items():
+        timeline = timelines.get(name.split("_")[0])
+        if timeline is None:  # The context comes with the request.
+            continue
+        for lag, seconds in LAGS.items():
+            earlier = log.ids[timeline.first_after(here, seconds * MICROSECONDS)]
+            ids = sample.ids.copy()
+            for slots in members:
+                ids[:, slots.start : slots.stop] = earlier[:, slots.start : slots.stop]
+            yield _Case("stale", name, "stale", members, ids, lag)
+
+
+def defaults(data: TrainingSet, scorer: Scorer, settings: EvaluateSettings) -> Content:
+    """For each field what to put in where its value is missing: nothing, or its most frequent value.
+
+    Chosen by the AUC with the field missing everywhere, on rows of the valid part; a tie leaves it missing.
+    A key has no default.
+    """
+    sample = _draw(data.arrays("valid"), scorer, settings)
+    fields = [field for field in data.vocabulary.fields if field.kind is not Kind.ID]
+    return {field.name: _default(data.layout, field, sample, scorer) for field in fields}
+
+
+def _default(layout: InputLayout, field: FieldVocabulary, sample: _Sample, scorer: Scorer) -> Content:
+    slots, value = layout.field(field.name), most_frequent(field)
+    missing = without(layout, sample.ids, (slots,))
+    auc_missing = metrics.auc(sample.labels, _rescored(sample, missing, scorer)[1])
+    auc_filled = None
+    if value is not None:
+        filled = _filled(missing, slots, int(field.encode([value]).flat[0]))
+        auc_filled = metrics.auc(sample.labels, _rescored(sample, filled, scorer)[1])
+    better = auc_filled is not None and auc_missing is not None and auc_filled > auc_missing
+    return {
+        "default": "most_frequent" if better else "missing",
+        "value": value if better else None,
+        "auc_missing": auc_missing,
+        "auc_most_frequent": auc_filled,
+    }
+
+
+def _filled(ids: Ids, slots: FieldSlots, code: int) -> Ids:
+    changed = ids.copy()
+    changed[:, slots.start] = slots.offset + code
+    return changed
+
+
+def most_frequent(field: FieldVocabulary) -> Any:
+    """The raw value that is most frequent in the train part; of a number its middle edge; None where there is none."""
+    if field.kind is Kind.NUMBER:
+        return field.edges[len(field.edges) // 2] if field.edges else None
+    if not field.values:
+        return None
+    return [field.values[0]] if field.kind is Kind.MULTI else field.values[0]

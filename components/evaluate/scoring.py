@@ -1,0 +1,98 @@
+"""Probabilities from the arms' checkpoints (torch) and from the champion's bundle (ONNX Runtime)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from components.dataset.bundle import Bundle, BundleError
+from components.dataset.errors import UserError
+from components.dataset.layout import InputLayout
+from components.training.metrics import Floats
+
+#: Probabilities [n] of ids [n, width].
+Scorer = Callable[[npt.NDArray[Any]], Floats]
+
+
+class ScoreError(ValueError):
+    """A model gave something that is no probability; none of its metrics could be trusted."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion's probabilities on the candidate's rows, or the reason why there are none."""
+
+    manifest: dict[str, Any]
+    probabilities: Floats | None
+    reason: str | None
+
+
+def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, batch_size: int) -> Scorer:
+    """A function that scores ids with an arm's model.
+
+    Raises:
+        UserError: the model was trained on other fields or another vocabulary.
+    """
+    from components.training.checkpoints import load_model
+    from components.training.device import pick_device
+    from components.training.loop import predict
+
+    model = load_model(checkpoint)
+    if model.layout != layout:
+        raise UserError(f"arm '{arm}': {checkpoint} was trained on another training set; run finetune again")
+    model = model.to(pick_device())
+
+    def score(ids: npt.NDArray[Any]) -> Floats:
+        return sound(f"arm '{arm}'", predict(model, ids, batch_size))
+
+    return score
+
+
+def sound(name: str, probabilities: npt.ArrayLike) -> Floats:
+    """The probabilities as float64 [n].
+
+    Raises:
+        ScoreError: one of them is NaN or lies outside [0, 1].
+    """
+    values = np.asarray(probabilities, dtype=np.float64)
+    bad = int((~((values >= 0) & (values <= 1))).sum())
+    if bad:
+        raise ScoreError(f"{name}: {bad} of {values.size} scores are NaN or no probabilities; its training diverged")
+    return values
+
+
+def score_champion(path: Path, table: pa.Table, batch_size: int) -> Champion:
+    """Score raw rows with a bundle, on one thread; a bundle that cannot score them is said, not raised.
+
+    Args:
+        path: The bundle's folder.
+        table: Raw feature columns, n rows.
+        batch_size: Rows scored at once.
+    """
+    try:
+        bundle = Bundle.open(path)
+    except BundleError as error:
+        return Champion({}, None, f"its bundle cannot be read: {error}")
+    try:
+        ids = bundle.encode({name: table[name] for name in table.column_names})
+    except (UserError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return Champion(bundle.manifest, None, f"its features are not those of the rows: {error}")
+    return Champion(bundle.manifest, sound("champion", _run_onnx(bundle.model_path, ids, batch_size)), None)
+
+
+def _run_onnx(model: Path, ids: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float32]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    # Spinning threads slow everything else in the process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    return np.concatenate([session.run(["probability"], {"ids": batch})[0] for batch in batches])

@@ -1,0 +1,173 @@
+"""Score every arm and the champion on the same test rows, and write down what that says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.dataset.errors import UserError
+from components.dataset.spec import IMPRESSION_ID
+from components.dataset.training_set import SplitArrays, TrainingSet
+from components.evaluate.degradation import degradation
+from components.evaluate.lift import COLLABORATIVE, cost, lift
+from components.evaluate.scoring import Champion, arm_scorer, score_champion
+from components.evaluate.settings import EvaluateSettings
+from components.evaluate.slices import Mask, slices
+from components.evaluate.summary import curves, summarise
+from components.run import aside, data_home, run_dir, write_json
+from components.training.metrics import Floats, auc
+
+log = logging.getLogger("tandem.evaluate")
+
+Content = dict[str, Any]
+TEST = "test"
+CHAMPION = "champion"
+SAMPLE = "sample"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The test rows that everything is measured on."""
+
+    data: TrainingSet
+    arrays: SplitArrays
+    impressions: Any
+    masks: Mapping[str, Mask]
+    settings: EvaluateSettings
+
+    @classmethod
+    def read(cls, path: Path, settings: EvaluateSettings) -> _Rows:
+        data = TrainingSet.open(path)
+        arrays = data.arrays(TEST)
+        impressions = data.table(TEST, [IMPRESSION_ID])[IMPRESSION_ID]
+        return cls(data, arrays, impressions, slices(data, TEST, arrays, settings.slice_values), settings)
+
+    def summary(self, scores: Floats) -> Content:
+        return summarise(self.arrays, scores, self.masks)
+
+    def lift(self, scores: Floats, base: Floats) -> Content:
+        return lift(self.arrays, scores, base, self.masks, self.settings)
+
+    def curves(self, scores: Floats) -> Content:
+        return curves(self.arrays, scores, self.settings)
+
+
+def evaluate(
+    training_set: Path,
+    arms: dict[str, Path],
+    candidate: str,
+    output: Path,
+    settings: EvaluateSettings,
+    champion: Path | None = None,
+) -> Content:
+    """Measure the arms on the test part and write the evaluation's folder.
+
+    Args:
+        training_set: Folder of the retrieve step.
+        arms: Each arm's name and the folder of its finetuned checkpoint.
+        candidate: The arm that would be promoted.
+        output: Folder written: metrics.json, curves.json, lift.json, degradation.json, scores_<arm>.parquet.
+        settings: How to measure.
+        champion: Folder of the registered champion's bundle, where there is one.
+
+    Returns:
+        The content of metrics.json, and of curves.json under 'curves'.
+
+    Raises:
+        UserError: the candidate is no arm, or an arm belongs to another training set.
+        ScoreError: an arm's scores are NaN or no probabilities.
+    """
+    if candidate not in arms:
+        raise UserError(f"candidate '{candidate}' is no arm; write one of {', '.join(sorted(arms))}")
+    rows = _Rows.read(training_set, settings)
+    scorers = {arm: arm_scorer(arm, path, rows.data.layout, settings.batch_size) for arm, path in arms.items()}
+    scores = {arm: scorer(rows.arrays.ids) for arm, scorer in scorers.items()}
+    beaten = None if champion is None else score_champion(champion, rows.data.table(TEST), settings.batch_size)
+    content = _metrics(rows, scores, candidate, beaten)
+    if beaten is not None and beaten.probabilities is not None:
+        scores[CHAMPION] = beaten.probabilities
+    drawn = _curves(rows, scores)
+    worse = degradation(rows.data, rows.arrays, scorers[candidate], settings) if settings.degradation else None
+    ledger = _ledger(rows, scores, content)
+    _write(output, rows, scores, {"metrics": content, "curves": drawn, "lift": ledger, "degradation": worse})
+    return {**content, "curves": drawn}
+
+
+def _metrics(rows: _Rows, scores: Mapping[str, Floats], candidate: str, champion: Champion | None) -> Content:
+    found = {arm: rows.summary(values) for arm, values in scores.items()}
+    for arm, summary in found.items():
+        log.info("arm %s: AUC %s on %d test rows", arm, _said(summary["auc"]), summary["rows"])
+    over = COLLABORATIVE if COLLABORATIVE in scores and candidate != COLLABORATIVE else None
+    gain = None if over is None else {"over": over, **rows.lift(scores[candidate], scores[over])}
+    return {
+        "dataset": rows.data.spec.name,
+        "rows": len(rows.arrays.labels),
+        "candidate": candidate,
+        "arms": found,
+        "lift": gain,
+        "champion": None if champion is None else _champion(rows, scores[candidate], champion),
+        "bayes_auc": bayes_auc(rows.data, rows.arrays, rows.impressions),
+    }
+
+
+def _said(value: float | None) -> str:
+    return "undefined (one class)" if value is None else f"{value:.4f}"
+
+
+def _champion(rows: _Rows, candidate: Floats, champion: Champion) -> Content:
+    """The champion's metrics on the candidate's rows and the candidate's lift over it, or why there are none."""
+    names = {key: champion.manifest.get(key) for key in ("name", "run_id", "backbone", "arm")}
+    if champion.probabilities is None:
+        log.warning("the champion cannot be compared: %s", champion.reason)
+        return {**names, "compatible": False, "reason": champion.reason, "lift": None}
+    summary = rows.summary(champion.probabilities)
+    log.info("champion: AUC %s on the same rows", _said(summary["auc"]))
+    gain = rows.lift(candidate, champion.probabilities)
+    return {**names, "compatible": True, "reason": None, **summary, "lift": gain}
+
+
+def bayes_auc(data: TrainingSet, rows: SplitArrays, impressions: Any) -> float | None:
+    """The AUC of the probabilities that the sample's labels were drawn from; None for any other data set."""
+    path = data_home() / SAMPLE / "truth.parquet"
+    if data.spec.name != SAMPLE or not path.is_file():
+        return None
+    truth = pq.read_table(path, columns=[IMPRESSION_ID, "probability"]).sort_by(IMPRESSION_ID)
+    known, wanted = truth[IMPRESSION_ID].to_numpy(), impressions.to_numpy()
+    places = np.searchsorted(known, wanted).clip(0, len(known) - 1)
+    # A data set of the same name with rows of its own has no known truth.
+    if not (known[places] == wanted).all():
+        return None
+    return auc(rows.labels, truth["probability"].to_numpy()[places])
+
+
+def _curves(rows: _Rows, scores: Mapping[str, Floats]) -> Content:
+    drawn = {name: rows.curves(values) for name, values in scores.items()}
+    champion = drawn.pop(CHAMPION, None)
+    return {"arms": drawn, "champion": champion}
+
+
+def _ledger(rows: _Rows, scores: Mapping[str, Floats], content: Content) -> Content:
+    """The lift of every arm over the collaborative-only one, and what the run's steps cost."""
+    others = [arm for arm in content["arms"] if arm != COLLABORATIVE] if COLLABORATIVE in scores else []
+    known = {content["candidate"]: content["lift"]}
+    lifts = {arm: known.get(arm) or rows.lift(scores[arm], scores[COLLABORATIVE]) for arm in others}
+    return {"over": COLLABORATIVE, "candidate": content["candidate"], "arms": lifts, "cost": cost(run_dir())}
+
+
+def _write(output: Path, rows: _Rows, scores: Mapping[str, Floats], contents: Mapping[str, Content | None]) -> None:
+    labels = pa.array(rows.arrays.labels.astype(np.int8))
+    with aside(output) as draft:
+        draft.mkdir(parents=True)
+        for name, content in contents.items():
+            if content is not None:
+                write_json(draft / f"{name}.json", content)
+        for name, values in scores.items():
+            table = pa.table({"impression_id": rows.impressions, "label": labels, "probability": pa.array(values)})
+            pq.write_table(table, draft / f"scores_{name}.parquet")

@@ -1,0 +1,183 @@
+"""Missing and stale inputs against plain Python, and what the degradation table says of a linear model."""
+
+import datetime as dt
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from components.dataset.layout import FIRST_VALUE, MISSING, UNKNOWN
+from components.evaluate import degradation as room
+from components.evaluate.inputs import Log, Timeline, views, whole_rows, without
+from components.evaluate.settings import EvaluateSettings
+from components.training.metrics import auc
+from tests.components.evaluate.logs import linear, spec_of, table, training_set, weights_of
+
+SETTINGS = EvaluateSettings(degradation_rows=100_000)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return training_set(tmp_path_factory.mktemp("degradation") / "set")
+
+
+@pytest.fixture(scope="module")
+def scorer(data):
+    return linear(weights_of(data))
+
+
+@pytest.fixture(scope="module")
+def found(data, scorer):
+    return room.degradation(data, data.arrays("test"), scorer, SETTINGS)
+
+
+def line(found, kind, name, lag=None):
+    return next(one for one in found["table"] if (one["kind"], one["name"], one["lag"]) == (kind, name, lag))
+
+
+def test_missing_is_encoded_as_the_service_encodes_null(data):
+    test = data.table("test")
+    ids = data.arrays("test").ids
+    for name in ("age", "genres", "price", "device", "history_item_id"):
+        gone = test.set_column(test.column_names.index(name), name, pa.nulls(len(test), test[name].type))
+        expected = data.vocabulary.encode({column: gone[column] for column in gone.column_names})
+        assert (without(data.layout, ids, (data.layout.field(name),)) == expected).all()
+
+
+def test_a_missing_key_is_an_unknown_one(data):
+    test = data.table("test")
+    strangers = test.set_column(test.column_names.index("user_id"), "user_id", pa.array(["nobody"] * len(test)))
+    expected = data.vocabulary.encode({column: strangers[column] for column in strangers.column_names})
+    slots = data.layout.field("user_id")
+    assert (without(data.layout, data.arrays("test").ids, (slots,)) == expected).all()
+    assert expected[0, slots.start] == slots.offset + UNKNOWN != slots.offset + MISSING
+
+
+def test_views_and_whole_rows_name_their_fields(data):
+    named = {name: [slots.name for slots in members] for name, members in views(data.layout).items()}
+    assert named == {
+        "user_profile": ["age"],
+        "item_profile": ["genres", "price"],
+        "user_history": ["history_item_id"],
+        "context": ["device"],
+    }
+    rows = {name: [slots.name for slots in members] for name, members in whole_rows(data.layout).items()}
+    assert rows == {"user": ["user_id", "age", "history_item_id"], "item": ["item_id", "genres", "price"]}
+
+
+@pytest.mark.parametrize("lag", [1, 7, 30, 1000])
+def test_first_after_equals_a_naive_search(lag):
+    random = np.random.default_rng(lag)
+    keys, moments = random.integers(0, 8, 300), np.sort(random.integers(0, 100, 300))
+    rows = np.arange(150, 300)
+    found = Timeline.of(keys, moments).first_after(rows, lag)
+    for row, source in zip(rows, found, strict=True):
+        mine = [n for n in range(300) if keys[n] == keys[row] and moments[n] > moments[row] - lag]
+        assert keys[source] == keys[row]
+        assert moments[source] == min(moments[n] for n in mine)
+
+
+def test_a_stale_history_is_the_history_as_of_then(data):
+    """Against plain Python: the user's last positive items at or before the row's moment less a day."""
+    rows = [row for part in ("train", "valid", "test") for row in data.table(part).to_pylist()]
+    first = len(rows) - len(data.table("test"))
+    log = Log.read(data)
+    source = log.timeline("user").first_after(np.arange(first, len(rows)), room.LAGS["day"] * room.MICROSECONDS)
+    changed = 0
+    for row, other in zip(rows[first:], source, strict=True):
+        then = row["event_timestamp"] - dt.timedelta(days=1)
+        liked = [
+            one["item_id"]
+            for one in rows
+            if one["user_id"] == row["user_id"] and one["label"] and one["event_timestamp"] <= then
+        ]
+        assert rows[other]["history_item_id"] == liked[-3:]
+        changed += rows[other]["history_item_id"] != row["history_item_id"]
+    assert changed > 50
+
+
+def test_a_line_is_the_auc_of_the_changed_rows(data, scorer, found):
+    test = data.arrays("test")
+    slots = data.layout.field("genres")
+    expected = auc(test.labels, scorer(without(data.layout, test.ids, (slots,))))
+    assert line(found, "feature", "genres")["auc"] == pytest.approx(expected, abs=1e-12)
+    assert found["complete"]["auc"] == pytest.approx(auc(test.labels, scorer(test.ids)), abs=1e-12)
+    assert line(found, "feature", "genres")["auc_loss"] == pytest.approx(found["complete"]["auc"] - expected)
+
+
+def test_the_table_has_every_case_the_dearest_first(data, found):
+    losses = [one["auc_loss"] for one in found["table"]]
+    assert losses == sorted(losses, reverse=True)
+    kinds = [one["kind"] for one in found["table"]]
+    stale_views = [name for name in views(data.layout) if name != "context"]
+    assert kinds.count("feature") == len(data.layout.fields)
+    assert kinds.count("view") == len(views(data.layout))
+    assert kinds.count("row") == 2
+    assert kinds.count("stale") == 3 * len(stale_views)
+    assert line(found, "feature", "user_id")["as"] == "unknown"
+    assert line(found, "row", "item")["auc_loss"] > line(found, "feature", "device")["auc_loss"]
+    assert found["rows"] == len(data.table("test"))
+    json.dumps(found, allow_nan=False)
+
+
+def test_what_never_changes_is_not_stale(found):
+    week, hour = line(found, "stale", "item_profile", "week"), line(found, "stale", "user_history", "hour")
+    assert (week["changed"], week["auc_loss"]) == (0, 0)
+    assert 0 < hour["changed"] <= line(found, "stale", "user_history", "day")["changed"]
+    assert line(found, "view", "user_profile")["changed"] == 1
+
+
+def test_defaults_take_the_better_auc_on_valid(data, scorer, found):
+    valid = data.arrays("valid")
+    assert set(found["defaults"]) == {"age", "genres", "price", "device"}
+    for name, chosen in found["defaults"].items():
+        field, slots = data.vocabulary.field(name), data.layout.field(name)
+        ids = without(data.layout, valid.ids, (slots,))
+        missing = auc(valid.labels, scorer(ids))
+        ids[:, slots.start] = slots.offset + int(np.ravel(field.encode([room.most_frequent(field)]))[0])
+        filled = auc(valid.labels, scorer(ids))
+        assert chosen["auc_missing"] == pytest.approx(missing, abs=1e-12)
+        assert chosen["auc_most_frequent"] == pytest.approx(filled, abs=1e-12)
+        assert chosen["default"] == ("most_frequent" if filled > missing else "missing")
+        assert (chosen["value"] is None) == (chosen["default"] == "missing")
+
+
+def test_a_better_default_is_its_raw_value(data):
+    """A model that ranks upside down where the age is missing wants the most frequent age instead."""
+    weights, slots = weights_of(data), data.layout.field("age")
+
+    def scorer(ids):
+        sign = np.where(ids[:, slots.start] == slots.offset + MISSING, -1, 1)
+        return 1 / (1 + np.exp(-sign * weights[ids].sum(axis=1)))
+
+    chosen = room.defaults(data, scorer, SETTINGS)["age"]
+    assert chosen["default"] == "most_frequent"
+    assert chosen["value"] == data.vocabulary.field("age").values[0]
+    assert data.vocabulary.field("age").encode([chosen["value"]])[0] == FIRST_VALUE
+
+
+def test_rows_are_drawn_once_and_the_same_again(data, scorer):
+    few = EvaluateSettings(degradation_rows=100)
+    first, second = (room.degradation(data, data.arrays("test"), scorer, few) for _ in range(2))
+    assert first["rows"] == 100
+    assert first == second
+
+
+def test_without_time_stamps_nothing_is_stale(tmp_path):
+    rows = table(rows=400).drop_columns(["event_timestamp", "history_item_id"])
+    spec = spec_of(keys={"user": "user_id", "item": "item_id"}, split={"by": "random"}, history=None)
+    data = training_set(tmp_path / "set", spec, rows)
+    found = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
+    assert "stale" not in {one["kind"] for one in found["table"]}
+    assert found["notes"] == [room.NO_TIME_NOTE]
+
+
+def test_one_class_is_null_and_sorted(tmp_path):
+    rows = table(rows=400)
+    rows = rows.set_column(rows.column_names.index("label"), "label", pa.array(np.zeros(400, dtype=np.int8)))
+    data = training_set(tmp_path / "set", rows=rows)
+    found = room.degradation(data, data.arrays("test"), linear(np.zeros(data.layout.vocabulary_size)), SETTINGS)
+    assert {one["auc"] for one in found["table"]} == {None}
+    assert {one["default"] for one in found["defaults"].values()} == {"missing"}
+    json.dumps(found, allow_nan=False)
