@@ -44,6 +44,8 @@ def run_suites(
 ) -> tuple[Finding, ...]:
     """Run each table's expectations on its frame, and write the Data Docs (index.html) into `docs`.
 
+    Each expectation says under `meta: words` what it expects.
+
     Raises:
         RuntimeError: an expectation could not be computed, which is a fault of ours.
     """
@@ -83,7 +85,7 @@ def _finding(table: str, result: Any) -> Finding:
         expectation=config.type,
         severity=config.severity.value,
         passed=bool(result.success),
-        words=config.description,
+        words=config.meta["words"],
         found="" if result.success else _found(result.result),
     )
 

@@ -98,7 +98,9 @@ def _entity(
 def _expect(name: str, severity: Severity, words: str, **arguments: Any) -> Expectation:
     """One of the package's expectations by name, its severity, and what it expects in words."""
     make: type[Expectation] = getattr(gxe, name)
-    return make(severity=FailureSeverity(severity), description=words, **arguments)
+    # The Data Docs show the description and not the severity.
+    description = f"{words} [{severity}]"
+    return make(severity=FailureSeverity(severity), description=description, meta={"words": words}, **arguments)
 
 
 def _rows(least: int, severity: Severity) -> Expectation:

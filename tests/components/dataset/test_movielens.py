@@ -152,7 +152,7 @@ def test_an_earlier_import_stays_when_the_next_one_fails(archive, tmp_path):
 
 def test_a_folder_that_cannot_be_written(archive, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*TANDEM_DATA"):
+    with pytest.raises(UserError, match=r"cannot be written.*TANDEM_DATA"):
         import_movielens("ml-1m", archive, tmp_path / "file" / "out")
 
 

@@ -178,5 +178,5 @@ def test_no_truth_is_named(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*TANDEM_DATA"):
+    with pytest.raises(UserError, match=r"cannot be written.*TANDEM_DATA"):
         sample.ensure(tmp_path / "file" / "sample")

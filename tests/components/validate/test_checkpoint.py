@@ -28,7 +28,7 @@ def test_worst_severity(results, worst):
 def test_a_failure_tells_count_share_and_examples(tmp_path):
     frame = pd.DataFrame({"device": ["phone"] * 6 + ["fridge", "toaster", "fridge", None]})
     expected = gxe.ExpectColumnValuesToBeInSet(
-        column="device", value_set=["phone"], severity="warning", description="device is a phone"
+        column="device", value_set=["phone"], severity="warning", meta={"words": "device is a phone"}
     )
     (found,) = run_suites({"impressions": frame}, {"impressions": [expected]}, tmp_path / "docs")
     assert (found.severity, found.passed, found.column) == ("warning", False, "device")
@@ -38,6 +38,6 @@ def test_a_failure_tells_count_share_and_examples(tmp_path):
 
 
 def test_an_expectation_that_cannot_be_computed_is_no_finding(tmp_path):
-    expected = gxe.ExpectColumnMeanToBeBetween(column="gone", min_value=0, description="gone is positive")
+    expected = gxe.ExpectColumnMeanToBeBetween(column="gone", min_value=0, meta={"words": "gone is positive"})
     with pytest.raises(RuntimeError, match="users: expectation expect_column_mean_to_be_between could not be computed"):
         run_suites({"users": pd.DataFrame({"city": ["a"]})}, {"users": [expected]}, tmp_path / "docs")

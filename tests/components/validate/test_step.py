@@ -37,7 +37,7 @@ def test_the_data_docs_say_the_expectations_in_words(on_sample, tmp_path):
     on_sample()
     pages = list((tmp_path / "docs" / "validations").rglob("*.html"))
     assert len(pages) == 3, "impressions, users and items"
-    assert "price is finite" in "".join(page.read_text() for page in pages)
+    assert "price is finite [warning]" in "".join(page.read_text() for page in pages)
 
 
 def test_the_summary_counts_and_profiles(tmp_path, tables):
