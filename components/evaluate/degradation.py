@@ -28,6 +28,7 @@ STALE_NOTE = (
     "the history, which changes with impressions only; a profile's change between that moment and that row is not seen."
 )
 NO_TIME_NOTE = "The data set has no time stamps: nothing in it can be stale."
+CONSTANT_NOTE = "Never changes in this log, and so cannot be stale: "
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,24 @@ def degradation(data: TrainingSet, test: SplitArrays, scorer: Scorer, settings: 
     complete = _measured(sample.labels, sample.scores)
     log = Log.read(data)
     cases = [*_missing(data.layout, sample), *([] if log is None else _stale(data.layout, log, test, sample))]
-    table = [_degraded(sample, case, complete, scorer) for case in cases]
+    lines = [_degraded(sample, case, complete, scorer) for case in cases]
+    constant = _constant(lines)
+    table = [line for line in lines if line["kind"] != "stale" or line["name"] not in constant]
     table.sort(key=lambda line: (-(line["auc_loss"] or 0.0), line["kind"], line["name"]))
+    notes = [NO_TIME_NOTE if log is None else STALE_NOTE, *([CONSTANT_NOTE + ", ".join(constant)] if constant else [])]
     return {
         "rows": len(sample.rows),
         "complete": complete,
         "table": table,
         "defaults": defaults(data, scorer, settings),
-        "notes": [NO_TIME_NOTE if log is None else STALE_NOTE],
+        "notes": notes,
     }
+
+
+def _constant(lines: list[Content]) -> list[str]:
+    """Views that are the same however long ago one looks."""
+    stale = [line for line in lines if line["kind"] == "stale"]
+    return sorted({line["name"] for line in stale} - {line["name"] for line in stale if line["changed"] > 0})
 
 
 def _draw(rows: SplitArrays, scorer: Scorer, settings: EvaluateSettings) -> _Sample:

@@ -110,11 +110,10 @@ def test_the_table_has_every_case_the_dearest_first(data, found):
     losses = [one["auc_loss"] for one in found["table"]]
     assert losses == sorted(losses, reverse=True)
     kinds = [one["kind"] for one in found["table"]]
-    stale_views = [name for name in views(data.layout) if name != "context"]
     assert kinds.count("feature") == len(data.layout.fields)
     assert kinds.count("view") == len(views(data.layout))
     assert kinds.count("row") == 2
-    assert kinds.count("stale") == 3 * len(stale_views)
+    assert kinds.count("stale") == 3
     assert line(found, "feature", "user_id")["as"] == "unknown"
     assert line(found, "row", "item")["auc_loss"] > line(found, "feature", "device")["auc_loss"]
     assert found["rows"] == len(data.table("test"))
@@ -122,10 +121,23 @@ def test_the_table_has_every_case_the_dearest_first(data, found):
 
 
 def test_what_never_changes_is_not_stale(found):
-    week, hour = line(found, "stale", "item_profile", "week"), line(found, "stale", "user_history", "hour")
-    assert (week["changed"], week["auc_loss"]) == (0, 0)
-    assert 0 < hour["changed"] <= line(found, "stale", "user_history", "day")["changed"]
-    assert line(found, "view", "user_profile")["changed"] == 1
+    hour, day = (line(found, "stale", "user_history", lag) for lag in ("hour", "day"))
+    assert 0 < hour["changed"] < day["changed"]
+    assert {one["name"] for one in found["table"] if one["kind"] == "stale"} == {"user_history"}
+    assert found["notes"] == [room.STALE_NOTE, room.CONSTANT_NOTE + "item_profile, user_profile"]
+
+
+def test_a_profile_that_changes_can_be_stale(tmp_path, scorer):
+    """Prices rise by one in the middle of the test part: the rows just after see the old price a day ago."""
+    rows = table()
+    price = np.array([np.nan if one is None else one for one in rows["price"].to_pylist()])
+    risen = pa.array(np.where(np.arange(len(price)) >= 2850, price + 1, price), from_pandas=True)
+    rows = rows.set_column(rows.column_names.index("price"), "price", risen)
+    data = training_set(tmp_path / "set", rows=rows)
+    found = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
+    day, week = (line(found, "stale", "item_profile", lag)["changed"] for lag in ("day", "week"))
+    assert 0 < day < week < 0.5
+    assert found["notes"][-1] == room.CONSTANT_NOTE + "user_profile"
 
 
 def test_defaults_take_the_better_auc_on_valid(data, scorer, found):
