@@ -194,8 +194,14 @@ def _append(
     move = Move(0, after, action, version, previous, run_id, datetime.now(UTC).isoformat(timespec="seconds"))
     ensure_model(client, log_name(model), f"The moves of the alias '{CHAMPION}' of {model}, one a version. Never edit.")
     # A version must have a source; a move has none.
-    source = f"{SCHEME}:{model}"
-    entry = persist(client.create_model_version, log_name(model), source, tags=_tags(move), description=action)
+    entry = persist(
+        client.create_model_version,
+        log_name(model),
+        f"{SCHEME}:/{model}",
+        tags=_tags(move),
+        description=action,
+        await_creation_for=0,
+    )
     counted = moves(client, model)
     return any(move.number == int(entry.version) for move in counted)
 

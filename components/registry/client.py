@@ -147,8 +147,8 @@ def register_version(
     aliases.ensure_model(client, name, "A collaborative click-through-rate model, served without a language model.")
     source = f"{client.get_run(mlflow_run).info.artifact_uri}/{BUNDLE}"
     said = {**tags, RUN_ID_TAG: run_id}
-    create = client.create_model_version
-    return _registered(aliases.persist(create, name, source, mlflow_run, tags=said, description=description))
+    told = {"tags": said, "description": description, "await_creation_for": 0}
+    return _registered(aliases.persist(client.create_model_version, name, source, mlflow_run, **told))
 
 
 def _registered(version: ModelVersion) -> Registered:
