@@ -58,7 +58,7 @@ def _arm(name: str, figures: Mapping[str, Any]) -> str:
 
 
 def _said(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{round(value, 4) + 0.0:.4f}"
 
 
 def _escaped(text: str) -> str:

@@ -12,6 +12,9 @@ from components.register.settings import GateSettings
 
 Figures = Mapping[str, Any]
 
+#: AUCs nearer than this are equal: torch and ONNX Runtime do not round alike.
+RESOLUTION = 1e-5
+
 
 class Verdict(StrEnum):
     """The gate's outcome."""
@@ -120,7 +123,7 @@ def _champion_check(champion: Figures | None, settings: GateSettings) -> Check |
         return Check(name, None, f"> {least:g}", None, f"{why}: the floors alone decided")
     overall = champion["lift"]["overall"]
     difference, (low, high) = _number(overall.get("auc_difference")), _interval(overall, settings)
-    passed = difference is not None and difference > least
+    passed = difference is not None and difference > max(least, RESOLUTION)
     certain = low is not None and low > least
     note = _compared(difference, low, high, least, passed, certain or not settings.certain_lift_over_champion)
     bound = f"{'lower bound ' if settings.certain_lift_over_champion else ''}> {least:g}"
@@ -133,10 +136,10 @@ def _compared(
     """The comparison with the champion in a sentence."""
     if difference is None:
         return "the lift over the champion is not defined, and what is not defined never passes"
-    range_ = "no interval" if low is None or high is None else f"interval {low:+.4f} to {high:+.4f}"
-    lift = f"AUC {difference:+.4f} against the champion on the same rows ({range_})"
+    range_ = "no interval" if low is None or high is None else f"interval {_signed(low)} to {_signed(high)}"
+    lift = f"AUC {_signed(difference)} against the champion on the same rows ({range_})"
     if not passed:
-        tie = "a tie keeps the champion" if difference == 0 else f"it must exceed {least:g}"
+        tie = "a tie keeps the champion" if abs(difference) <= RESOLUTION else f"it must exceed {least:g}"
         return f"{lift}: {tie}"
     if not certain:
         return f"{lift}: the lower bound does not exceed {least:g}, so the champion may be as good, and stays"
@@ -168,3 +171,8 @@ def _number(value: Any) -> float | None:
     """The value if it is a finite number."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if fits else None
+
+
+def _signed(value: float) -> str:
+    # What rounds to nothing has no sign of its own.
+    return f"{round(value, 4) + 0.0:+.4f}"

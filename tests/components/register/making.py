@@ -55,3 +55,10 @@ def metrics(candidate: dict[str, Any] | None = None, **changes: Any) -> dict[str
         "bayes_auc": None,
         **changes,
     }
+
+
+def lines() -> dict[str, Any]:
+    """The curves of an arm."""
+    roc = {"fpr": [0.0, 0.3, 1.0], "tpr": [0.0, 0.6, 1.0], "threshold": [1.0, 0.5, 0.0]}
+    reliability = {"rows": [5, 5], "predicted": [0.2, 0.6], "observed": [0.25, 0.5]}
+    return {"roc": roc, "pr": None, "reliability": reliability}

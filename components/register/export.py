@@ -1,0 +1,263 @@
+"""Writing the bundle: what is served, checked against the model that it was made from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.dataset.bundle import GOLDEN, MODEL, SPEC, VOCABULARY, write_manifest
+from components.dataset.errors import UserError
+from components.dataset.layout import InputLayout
+from components.dataset.spec import ITEM_KEY, USER_KEY
+from components.dataset.training_set import TrainingSet
+from components.register.proof import UsedPlm, prove
+from components.register.settings import RunInfo
+from components.run import aside
+
+if TYPE_CHECKING:
+    from components.models.base import CollaborativeModel
+
+log = logging.getLogger("tandem.register")
+
+Ids = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.float32]
+
+DEGRADATION = "degradation.json"
+GOLDEN_ROWS, RANDOM_ROWS = 64, 256
+#: Furthest that a probability of the ONNX model may lie from the torch model's.
+TOLERANCE = 1e-5
+SEED = 7
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle is made from: the training set, the evaluation's and the candidate's folder, the PLM if any."""
+
+    training_set: Path
+    evaluation: Path
+    model: Path
+    plm: UsedPlm | None
+    prompt_hash: str | None
+
+
+def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
+    """Export the candidate and write the bundle around it.
+
+    Args:
+        source: What it is made from.
+        output: The bundle's folder.
+        run: The run, its run_id given.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the candidate was trained on another training set.
+        RuntimeError: the ONNX model does not give the torch model's probabilities.
+        PlmFoundError: the ONNX model may hold something of the PLM.
+    """
+    from components.models.export import export_onnx
+    from components.training.checkpoints import load_model
+
+    data = TrainingSet.open(source.training_set)
+    model = load_model(source.model).eval()
+    if model.layout != data.layout:
+        raise UserError(f"{source.model}: the model was trained on another training set; run finetune again")
+    with aside(output) as draft:
+        draft.mkdir(parents=True)
+        export_onnx(model, draft / MODEL)
+        golden = _golden_rows(data)
+        golden_ids = data.vocabulary.encode({name: golden[name] for name in golden.column_names})
+        ids = np.concatenate([golden_ids, random_ids(data.layout)])
+        expected = torch_probabilities(model, ids)
+        check_same(draft / MODEL, ids, expected)
+        pq.write_table(golden.append_column("probability", pa.array(expected[: len(golden)])), draft / GOLDEN)
+        _copy(source, draft)
+        proof = _proof(model, draft / MODEL, source.plm)
+        _describe(draft, data.layout.width)
+        manifest = write_manifest(draft, _content(source, data, model, run, proof))
+    log.info("bundle: %d numbers, free of the PLM, ONNX within %g of torch", proof["parameters"], TOLERANCE)
+    return manifest
+
+
+def check_same(model: Path, ids: Ids, expected: Probabilities) -> None:
+    """Compare an ONNX model's probabilities of ids [n, width] with the expected ones [n].
+
+    Raises:
+        RuntimeError: one of them is further off than TOLERANCE.
+    """
+    found = onnx_probabilities(model, ids)
+    worst = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
+    # A NaN compares as false, and so never passes.
+    if not worst <= TOLERANCE:
+        raise RuntimeError(
+            f"{model.name}: its probabilities of {len(ids)} rows are up to {worst:.2g} away from the trained model's; "
+            f"at most {TOLERANCE:g} is allowed. The export is not faithful, and nothing was registered"
+        )
+
+
+def torch_probabilities(model: CollaborativeModel, ids: Ids) -> Probabilities:
+    """Probabilities [n] that the torch model gives for ids [n, width]."""
+    import torch
+
+    with torch.inference_mode():
+        found = torch.sigmoid(model.eval()(torch.from_numpy(ids))).numpy()
+    return np.asarray(found, dtype=np.float32)
+
+
+def onnx_probabilities(model: Path, ids: Ids) -> Probabilities:
+    """Probabilities [n] that an ONNX model gives for ids [n, width], on one thread as in the service."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["probability"], {"ids": ids})[0], dtype=np.float32)
+
+
+def random_ids(layout: InputLayout, rows: int = RANDOM_ROWS) -> Ids:
+    """Random ids [rows, layout.width] that fit the layout, the reserved ones too; multi fields and histories padded."""
+    generator = np.random.default_rng(SEED)
+    ids = np.empty((rows, layout.width), dtype=np.int64)
+    for slots in (*layout.fields, *layout.history):
+        drawn = generator.integers(slots.offset, slots.offset + slots.size, (rows, slots.width))
+        filled = generator.integers(0 if slots in layout.history else 1, slots.width + 1, (rows, 1))
+        place = np.arange(slots.width)
+        if slots in layout.history:
+            place = place[::-1]
+        ids[:, slots.start : slots.stop] = np.where(place < filled, drawn, 0)
+    return ids
+
+
+def _golden_rows(data: TrainingSet) -> pa.Table:
+    """Rows spread evenly over the test part: keys and every raw column that the model reads."""
+    columns = list(dict.fromkeys((USER_KEY, ITEM_KEY, *data.vocabulary.columns)))
+    table = data.table("test", columns)
+    places = np.unique(np.linspace(0, table.num_rows - 1, GOLDEN_ROWS).astype(int))
+    return table.take(pa.array(places)).combine_chunks()
+
+
+def _copy(source: Source, draft: Path) -> None:
+    for name in (VOCABULARY, SPEC):
+        (draft / name).write_bytes((source.training_set / name).read_bytes())
+    if (source.evaluation / DEGRADATION).is_file():
+        (draft / DEGRADATION).write_bytes((source.evaluation / DEGRADATION).read_bytes())
+
+
+def _proof(model: CollaborativeModel, exported: Path, plm: UsedPlm | None) -> dict[str, Any]:
+    from components.models.export import export_onnx
+
+    with TemporaryDirectory() as folder:
+        export_onnx(fresh_like(model), Path(folder) / MODEL)
+        return prove(exported, Path(folder) / MODEL, plm)
+
+
+def fresh_like(model: CollaborativeModel) -> CollaborativeModel:
+    """A model of the same kind, settings and input with random numbers everywhere.
+
+    Random, not as initialised: an exporter drops what is zero and joins what is equal.
+    """
+    import torch
+
+    fresh = type(model)(model.layout, model.config).eval()
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for tensor in (*fresh.parameters(), *fresh.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
+    return fresh
+
+
+def _describe(draft: Path, width: int) -> None:
+    """Write MLmodel: the signature, and how MLflow's own tools load the model."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    inputs = Schema([TensorSpec(np.dtype(np.int64), (-1, width), "ids")])
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1,), "probability")])
+    described = Model(signature=ModelSignature(inputs, outputs))
+    described.add_flavor("onnx", data=MODEL, onnx_version=version("onnx"), providers=["CPUExecutionProvider"])
+    described.add_flavor("python_function", loader_module="mlflow.onnx", data=MODEL)
+    described.save(str(draft / "MLmodel"))
+
+
+def _content(
+    source: Source, data: TrainingSet, model: CollaborativeModel, run: RunInfo, proof: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the manifest says besides what it finds for itself."""
+    signature = {
+        "inputs": {"ids": {"type": "int64", "shape": [None, data.layout.width]}},
+        "outputs": {"probability": {"type": "float32", "shape": [None]}},
+    }
+    return {
+        "name": data.spec.name,
+        "backbone": run.backbone,
+        "arm": run.method,
+        "run_id": run.run_id,
+        "feature_service": data.meta.get("feature_service"),
+        "feature_service_hash": data.meta.get("feature_service_hash"),
+        "signature": signature,
+        "proof": dict(proof),
+        "lineage": _lineage(source, data, model, run, proof),
+    }
+
+
+def _lineage(
+    source: Source, data: TrainingSet, model: CollaborativeModel, run: RunInfo, proof: Mapping[str, Any]
+) -> dict[str, Any]:
+    plm = proof["plm"] or {}
+    said = partial(data.meta.get)
+    return {
+        "run_id": run.run_id,
+        "pipeline_run": run.pipeline_run,
+        "dataset": data.spec.name,
+        "dataset_digest": said("dataset_digest"),
+        "spec_digest": data.spec.digest,
+        "vocabulary_digest": data.vocabulary.digest,
+        "feature_service": said("feature_service"),
+        "feature_service_hash": said("feature_service_hash"),
+        "prompt_hash": source.prompt_hash,
+        "plm": plm.get("name"),
+        "plm_revision": plm.get("revision"),
+        "plm_digest": plm.get("digest"),
+        "backbone": run.backbone,
+        "model": model.config.model_dump(mode="json"),
+        "arm": run.method,
+        "seed": run.seed,
+        "git_commit": git_commit(),
+        **{package: _installed(package) for package in ("tandem-ctr", "torch", "onnx", "onnxruntime")},
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code: TANDEM_GIT_COMMIT, else that of the checkout it runs from; None where there is none."""
+    given = os.environ.get("TANDEM_GIT_COMMIT")
+    if given or not (ROOT / ".git").exists():
+        return given or None
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,150 @@
+"""The register step's talk with MLflow: the run, the version, the claim, and last of all the aliases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.register.gate import Judgement, Verdict
+from components.register.panels import figures_of
+from components.register.report import Findings
+from components.register.settings import GateSettings, RunInfo
+from components.registry import aliases, tracking
+from components.registry.client import BUNDLE, VERDICT_TAG, Registered, find_version, model_name, register_version
+from components.registry.connection import connect
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+log = logging.getLogger("tandem.register")
+
+REASONS_TAG = "tandem.reasons"
+#: Of a version whose run has not come to its end.
+PENDING = "pending"
+#: Of a lineage, what can be searched for among the versions.
+SEARCHED = ("dataset_digest", "spec_digest", "feature_service_hash", "prompt_hash", "plm", "plm_digest", "git_commit")
+TAG_LENGTH = 5000
+EVALUATION_FILES = ("metrics.json", "curves.json", "lift.json", "degradation.json")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A candidate on its way into the registry."""
+
+    client: MlflowClient
+    name: str
+    run: RunInfo
+    parent: Run
+    version: Registered | None
+
+    @classmethod
+    def begin(
+        cls, dataset: str, run: RunInfo, judgement: Judgement, bundle: Path, lineage: Mapping[str, Any]
+    ) -> Registration:
+        """Open the run, and register the bundle as a version unless the candidate is rejected. No alias moves.
+
+        The same run again finds its version, and changes none of its files.
+        """
+        client, name = connect(), model_name(dataset)
+        tags = {"tandem.dataset": dataset, "tandem.arm": run.method, "tandem.backbone": run.backbone}
+        tags |= {"tandem.pipeline_run": run.pipeline_run} if run.pipeline_run else {}
+        parent = tracking.parent_run(client, name, run.run_id, tags)
+        if judgement.verdict is Verdict.REJECTED:
+            return cls(client, name, run, parent, None)
+        version = find_version(client, name, run.run_id)
+        if version is None:
+            client.log_artifacts(parent.info.run_id, str(bundle), BUNDLE)
+            found = {f"tandem.{key}": str(lineage[key]) for key in SEARCHED if lineage.get(key)}
+            said = {**tags, **found, VERDICT_TAG: PENDING}
+            version = register_version(client, name, run.run_id, parent.info.run_id, said, "")
+        return cls(client, name, run, parent, version)
+
+    def claim(self, judgement: Judgement, metrics: Mapping[str, Any]) -> Judgement:
+        """Claim the champion's place for a promoted candidate; it is kept if another run was faster."""
+        if judgement.verdict is not Verdict.PROMOTED or self.version is None:
+            return judgement
+        expected = self._compared_with(metrics.get("champion"))
+        try:
+            aliases.claim(self.client, self.name, self.version.version, expected, self.run.run_id)
+        except aliases.ChampionMovedError as error:
+            reason = f"{error}, with which this candidate was not compared: another run was faster; run again"
+            return replace(judgement, verdict=Verdict.KEPT, reasons=(reason, *judgement.reasons))
+        return judgement
+
+    def log(self, findings: Findings, settings: GateSettings, lineage: Mapping[str, Any]) -> None:
+        """Log the run's parameters and figures, and its steps."""
+        given = self.run.model_dump(exclude={"settings", "pipeline_run"})
+        params = {**given, "gate": settings.model_dump(), "lineage": lineage, **self.run.settings}
+        tracking.log_figures(self.client, self.parent, params, _figures(findings.metrics))
+        tracking.log_steps(self.client, self.parent, _steps(findings))
+
+    def attach(self, files: Mapping[str, Path], evaluation: Path) -> None:
+        """Log files under the given names, and the evaluation's."""
+        run_id = self.parent.info.run_id
+        for name, path in files.items():
+            self.client.log_text(run_id, path.read_text(encoding="utf-8"), name)
+        for path in (evaluation / name for name in EVALUATION_FILES):
+            if path.is_file():
+                self.client.log_artifact(run_id, str(path), "evaluation")
+
+    def conclude(self, judgement: Judgement, card: str) -> None:
+        """Say the verdict of run and version, and only then let the aliases follow."""
+        said = {VERDICT_TAG: str(judgement.verdict), REASONS_TAG: "\n".join(judgement.reasons)[:TAG_LENGTH]}
+        for key, value in said.items():
+            self.client.set_tag(self.parent.info.run_id, key, value)
+        tracking.finish(self.client, self.parent)
+        if self.version is not None:
+            self._say(self.version.version, card, said)
+            self._point(self.version.version, judgement)
+
+    def _say(self, version: str, card: str, said: Mapping[str, str]) -> None:
+        self.client.update_model_version(self.name, version, card)
+        for key, value in said.items():
+            self.client.set_model_version_tag(self.name, version, key, value)
+
+    def _point(self, version: str, judgement: Judgement) -> None:
+        if judgement.verdict is Verdict.KEPT:
+            aliases.persist(self.client.set_registered_model_alias, self.name, aliases.CANDIDATE, version)
+            log.info("%s version %s registered; the champion stays", self.name, version)
+            return
+        champion = aliases.settle(self.client, self.name)[-1].version
+        log.info("%s version %s registered; champion is version %s", self.name, version, champion)
+
+    def _compared_with(self, champion: Mapping[str, Any] | None) -> str | None:
+        """The version that the evaluation compared the candidate with."""
+        if champion is None:
+            return None
+        found = find_version(self.client, self.name, str(champion.get("run_id")))
+        # A champion that no run of ours has registered: the one there is.
+        return found.version if found else aliases.alias_version(self.client, self.name, aliases.CHAMPION)
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What MLflow keeps of an evaluation: each arm's figures, the champion's, and the lifts over all rows."""
+    champion = metrics.get("champion") or {}
+    lifts = {"lift_over_collaborative": metrics.get("lift"), "lift_over_champion": champion.get("lift")}
+    found = {name: lift["overall"] for name, lift in lifts.items() if lift}
+    scored = {"champion": {key: value for key, value in champion.items() if key != "lift"}} if champion else {}
+    return {**metrics["arms"], **scored, **found, "bayes_auc": metrics.get("bayes_auc")}
+
+
+def _steps(findings: Findings) -> list[tracking.StepRun]:
+    """The steps of the run with the curves of those that trained.
+
+    On a cluster each step has a disk of its own: those that trained are known by their curves alone.
+    """
+    curves = {f"finetune-{arm}": curve for arm, curve in findings.training.items()}
+    curves |= {"align": findings.alignment} if findings.alignment else {}
+    seconds = {name: sum(line.get("seconds", 0.0) for line in curve["history"]) for name, curve in curves.items()}
+    seconds |= dict(findings.steps)
+    return [tracking.StepRun(name, took, _columns(curves.get(name))) for name, took in seconds.items()]
+
+
+def _columns(curve: Mapping[str, Any] | None) -> dict[str, list[float | None]]:
+    if curve is None:
+        return {}
+    return {name: [line.get(name) for line in curve["history"]] for name in figures_of(curve)}

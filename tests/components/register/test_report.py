@@ -1,0 +1,144 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from components.register.gate import judge
+from components.register.report import SECTIONS, Findings, Outcome, read_steps, render
+from components.register.settings import GateSettings, RunInfo
+from components.run import read_json, write_json
+from tests.components.register.making import champion, figures, lines, metrics
+
+RUN = RunInfo(
+    run_id="r1", dataset="films", method="ctrl", backbone="wide_deep", seed=1, settings={"align": {"tau": 0.7}}
+)
+
+
+@pytest.fixture
+def pieces(tmp_path, made):
+    """Every piece that a report can have."""
+    evaluation = tmp_path / "evaluation"
+    shutil.copytree(made.evaluation, evaluation)
+    write_json(evaluation / "metrics.json", metrics(champion=champion(0.02)))
+    write_json(evaluation / "curves.json", {"arms": {"collaborative": lines(), "ctrl": lines()}, "champion": lines()})
+    write_json(evaluation / "lift.json", {"cost": {"steps": {"align": 2.0}, "alignment_seconds": 2.0}})
+    case = {"kind": "feature", "name": "job", "as": "missing", "lag": None, "fields": ["job"], "changed": 0.9}
+    case |= {"auc": 0.6, "logloss": 0.6, "calibration": 1.1, "auc_loss": 0.1}
+    found = {"default": "most_frequent", "value": ["x", "y"], "auc_missing": 0.6, "auc_most_frequent": 0.7}
+    stale = {**case, "kind": "stale", "name": "user_history", "as": "stale", "lag": "hour"}
+    worse = {"rows": 100, "complete": {"auc": 0.7, "logloss": 0.5, "calibration": 1.0}, "table": [case, stale]}
+    write_json(evaluation / "degradation.json", {**worse, "defaults": {"genres": found}, "notes": ["A note."]})
+    severity = {name: {"passed": 3, "failed": []} for name in ("critical", "warning", "info")}
+    severity["warning"]["failed"] = ["column 'job': 30 % are <empty>"]
+    counts = {"rows": 340, "users": 4, "items": 3, "label_rate": 0.5, "first_timestamp": None}
+    write_json(
+        tmp_path / "validated" / "summary.json", {**counts, "dropped_by_label_rule": 7, "expectations": severity}
+    )
+    tokens = {"user": {"histogram": {"edges": [10, 11, 13], "counts": [4, 2]}}}
+    said = {
+        "prompt_hash": "p" * 64,
+        "form": "natural",
+        "granularity": "entity",
+        "max_tokens": 256,
+        "texts": {"user": 6},
+    }
+    more = {"coverage": {"job": 0.9}, "truncated": {"user": {"texts": 1}}, "left_out": ["device"], "tokens": tokens}
+    write_json(tmp_path / "prompts" / "report.json", {**said, **more, "examples": {"user": ["This is <a> user."]}})
+    found = {"rows": 8, "loss": 6.1, "retrieval_by_text": 0.01, "verdict": "healthy", "reasons": []}
+    health = {"verdict": "collapsed", "reasons": ["the text side spans 1.0 dimensions in effect"], "before": found}
+    cache = {"hits": 5, "misses": 1, "seconds": 0.5, "seconds_saved": 2.5}
+    write_json(tmp_path / "alignment" / "health.json", {**health, "after": {**found, "loss": 4.25}, "cache": cache})
+    write_json(tmp_path / "alignment" / "curve.json", {"history": [{"epoch": 1, "loss": 5.0, "seconds": 1.0}]})
+    (tmp_path / "steps.jsonl").write_text('{"step": "validate", "seconds": 2.5}\n')
+    folders = {
+        "validation": tmp_path / "validated",
+        "prompts": tmp_path / "prompts",
+        "alignment": tmp_path / "alignment",
+    }
+    return Findings.read(
+        made.training_set, evaluation, {**folders, "collaborative": made.model, "aligned": made.model}, tmp_path
+    )
+
+
+def rendered(findings, manifest):
+    return render(Outcome(RUN, judge(findings.metrics, GateSettings()), "3", manifest), findings)
+
+
+class Anchors(HTMLParser):
+    """Ids of sections and the targets of links; every tag that opens must close."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.links, self.open, self.outside = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag not in {"meta", "line", "rect", "circle", "polyline"}:
+            self.open.append(tag)
+        if tag == "section":
+            self.ids.append(given["id"])
+        if tag == "a":
+            self.links.append(given["href"].removeprefix("#"))
+        self.outside += [
+            value for name, value in given.items() if name in {"src", "href"} and not value.startswith("#")
+        ]
+
+    def handle_endtag(self, tag):
+        if tag in {"meta", "line", "rect", "circle", "polyline"}:
+            return
+        assert self.open.pop() == tag
+
+
+def parsed(html):
+    anchors = Anchors()
+    anchors.feed(html)
+    assert anchors.open == []
+    return anchors
+
+
+def test_every_piece_has_its_section(pieces, bundle):
+    html = rendered(pieces, read_json(bundle / "manifest.json"))
+    anchors = parsed(html)
+    assert anchors.links == anchors.ids == list(SECTIONS)
+    assert "better than the champion" in html
+    assert "user_history stale by an hour" in html
+    assert "genres = x y" in html
+    assert "This is &lt;a&gt; user." in html
+    assert "column &#39;job&#39;: 30 % are &lt;empty&gt;" in html
+    assert "Alignment took 2.0 s" in html
+    assert "tau 0.7" in html
+    assert '<td>loss</td><td class="n">6.1000</td><td class="n">4.2500</td>' in html
+    assert "The text side spans 1.0 dimensions in effect" in html
+    assert "5 texts from the cache" in html
+
+
+def test_nothing_comes_from_the_network(pieces, bundle):
+    html = rendered(pieces, read_json(bundle / "manifest.json"))
+    assert parsed(html).outside == []
+    assert not re.search(r"<script|@import|url\(|https?://", html)
+    assert len(html) < 300_000
+
+
+def test_missing_pieces_are_left_out(made, bundle, tmp_path):
+    write_json(tmp_path / "metrics.json", metrics(lift=None))
+    findings = Findings.read(made.training_set, tmp_path, {}, tmp_path)
+    anchors = parsed(rendered(findings, read_json(bundle / "manifest.json")))
+    assert anchors.links == anchors.ids == ["gate", "arms", "slices", "data", "lineage"]
+
+
+def test_figures_that_are_not_defined_are_dashes(made, bundle, tmp_path):
+    write_json(tmp_path / "metrics.json", metrics(figures(None)))
+    findings = Findings.read(made.training_set, tmp_path, {}, tmp_path)
+    html = rendered(findings, read_json(bundle / "manifest.json"))
+    parsed(html)
+    assert "None" not in html
+    assert "rejected" in html
+
+
+def test_a_step_that_ran_again_is_numbered(tmp_path):
+    lines_ = [{"step": "encode", "seconds": 1.0}, {"step": "encode", "seconds": 2}, {"step": "align", "seconds": 3}]
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_))
+    assert read_steps(tmp_path) == [("encode", 1.0), ("encode 2", 2.0), ("align", 3.0)]
+    assert read_steps(tmp_path / "none") == []
