@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from components.dataset.layout import FieldSlots, InputLayout
 from components.dataset.spec import Kind
 from components.dataset.training_set import SplitArrays, TrainingSet
 from components.dataset.vocabulary import FieldVocabulary
-from components.evaluate.inputs import Ids, Log, Numbers, Slots, views, whole_rows, without
+from components.evaluate.inputs import Ids, Log, Numbers, Slots, changing, views, whole_rows, without
 from components.evaluate.scoring import Scorer
 from components.evaluate.settings import EvaluateSettings
 from components.training import metrics
@@ -28,7 +29,8 @@ STALE_NOTE = (
     "the history, which changes with impressions only; a profile's change between that moment and that row is not seen."
 )
 NO_TIME_NOTE = "The data set has no time stamps: nothing in it can be stale."
-CONSTANT_NOTE = "Never changes in this log, and so cannot be stale: "
+UNREAD_NOTE = "The model does not read: "
+CONSTANT_NOTE = "Does not change over time, and so cannot be stale: "
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,16 @@ def degradation(data: TrainingSet, test: SplitArrays, scorer: Scorer, settings: 
     """
     sample = _draw(test, scorer, settings)
     complete = _measured(sample.labels, sample.scores)
-    log = Log.read(data)
-    cases = [*_missing(data.layout, sample), *([] if log is None else _stale(data.layout, log, test, sample))]
-    lines = [_degraded(sample, case, complete, scorer) for case in cases]
-    constant = _constant(lines)
-    table = [line for line in lines if line["kind"] != "stale" or line["name"] not in constant]
+    lines = [_degraded(sample, case, complete, scorer) for case in _missing(data.layout, sample)]
+    unread = _unread(lines, complete)
+    # Reading the log anew is dear, and of no use where nothing that the model reads can grow old.
+    old = {name: slots for name, slots in changing(data).items() if name not in unread}
+    stale = [_degraded(sample, case, complete, scorer) for case in (_stale(data, old, test, sample) if old else ())]
+    constant = _constant(data, old, stale)
+    table = [*lines, *(line for line in stale if line["name"] not in constant)]
     table.sort(key=lambda line: (-(line["auc_loss"] or 0.0), line["kind"], line["name"]))
-    notes = [NO_TIME_NOTE if log is None else STALE_NOTE, *([CONSTANT_NOTE + ", ".join(constant)] if constant else [])]
+    notes = [NO_TIME_NOTE] if data.spec.keys.timestamp is None else [STALE_NOTE] if old else []
+    notes += [note + ", ".join(names) for note, names in ((CONSTANT_NOTE, constant), (UNREAD_NOTE, unread)) if names]
     return {
         "rows": len(sample.rows),
         "complete": complete,
@@ -83,10 +88,19 @@ def degradation(data: TrainingSet, test: SplitArrays, scorer: Scorer, settings: 
     }
 
 
-def _constant(lines: list[Content]) -> list[str]:
-    """Views that are the same however long ago one looks."""
-    stale = [line for line in lines if line["kind"] == "stale"]
-    return sorted({line["name"] for line in stale} - {line["name"] for line in stale if line["changed"] > 0})
+def _unread(lines: list[Content], complete: Content) -> list[str]:
+    """Views that the model does not look at: a backbone without a sequence part does not read the history."""
+    views_ = [line for line in lines if line["kind"] == "view" and line["changed"] > 0]
+    # Not to the last bit: a row's score depends a little on the rows that it is scored with.
+    return sorted(line["name"] for line in views_ if math.isclose(line["logloss"], complete["logloss"], rel_tol=1e-7))
+
+
+def _constant(data: TrainingSet, old: Mapping[str, Slots], stale: list[Content]) -> list[str]:
+    """Views that are the same however long ago one looks; none are said to be where there is no time."""
+    if data.spec.keys.timestamp is None:
+        return []
+    profiles = {name for name in views(data.layout) if name.endswith("_profile")} - set(changing(data))
+    return sorted(profiles | (set(old) - {line["name"] for line in stale if line["changed"] > 0}))
 
 
 def _draw(rows: SplitArrays, scorer: Scorer, settings: EvaluateSettings) -> _Sample:
@@ -127,13 +141,12 @@ def _missing(layout: InputLayout, sample: _Sample) -> Iterator[_Case]:
         yield _Case("row", side, "missing", members, without(layout, sample.ids, members))
 
 
-def _stale(layout: InputLayout, log: Log, test: SplitArrays, sample: _Sample) -> Iterator[_Case]:
+def _stale(data: TrainingSet, old: Mapping[str, Slots], test: SplitArrays, sample: _Sample) -> Iterator[_Case]:
+    log = Log.read(data)
     here = len(log.ids) - len(test.ids) + sample.rows
     timelines = {side: log.timeline(side) for side in log.keys}
-    for name, members in views(layout).items():
-        timeline = timelines.get(name.split("_")[0])
-        if timeline is None:  # The context comes with the request.
-            continue
+    for name, members in old.items():
+        timeline = timelines[name.split("_")[0]]
         for lag, seconds in LAGS.items():
             earlier = log.ids[timeline.first_after(here, seconds * MICROSECONDS)]
             ids = sample.ids.copy()

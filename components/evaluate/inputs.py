@@ -31,6 +31,18 @@ def views(layout: InputLayout) -> dict[str, Slots]:
     return {name: slots for name, slots in members.items() if slots}
 
 
+def changing(data: TrainingSet) -> dict[str, Slots]:
+    """The views whose values can be others at another time: the history, and tables with time stamps of their own.
+
+    The context comes with the request and is never old; without time stamps nothing is.
+    """
+    if data.spec.keys.timestamp is None:
+        return {}
+    tables = {"user_profile": data.spec.sources.users, "item_profile": data.spec.sources.items}
+    dated = {name for name, table in tables.items() if table is not None and table.timestamp is not None}
+    return {name: slots for name, slots in views(data.layout).items() if name in {*dated, "user_history"}}
+
+
 def whole_rows(layout: InputLayout) -> dict[str, Slots]:
     """Everything of a user, the history too, and everything of an item: a stranger to store and model alike."""
     of_side = {side: tuple(s for s in layout.fields if s.side == side) for side in ("user", "item")}
@@ -60,10 +72,8 @@ class Log:
     moments: Numbers
 
     @classmethod
-    def read(cls, data: TrainingSet) -> Self | None:
-        """The log of a training set; None where it has no time stamps."""
-        if data.spec.keys.timestamp is None:
-            return None
+    def read(cls, data: TrainingSet) -> Self:
+        """The log of a training set whose rows have time stamps."""
         arrays = [data.arrays(part) for part in PARTS]
         keys = {
             "user": np.concatenate([rows.user_codes for rows in arrays]),

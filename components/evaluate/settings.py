@@ -20,4 +20,4 @@ class EvaluateSettings(BaseModel):
     degradation_rows: int = Field(
         default=20_000, ge=100, description="Rows drawn from the valid and the test part for the degradation table."
     )
-    batch_size: int = Field(default=8192, ge=1, description="Rows scored at once.")
+    batch_size: int = Field(default=2048, ge=1, description="Rows scored at once.")

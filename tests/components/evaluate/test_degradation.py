@@ -124,20 +124,36 @@ def test_what_never_changes_is_not_stale(found):
     hour, day = (line(found, "stale", "user_history", lag) for lag in ("hour", "day"))
     assert 0 < hour["changed"] < day["changed"]
     assert {one["name"] for one in found["table"] if one["kind"] == "stale"} == {"user_history"}
-    assert found["notes"] == [room.STALE_NOTE, room.CONSTANT_NOTE + "item_profile, user_profile"]
 
 
-def test_a_profile_that_changes_can_be_stale(tmp_path, scorer):
+def test_a_model_that_does_not_read_the_history_cannot_see_it_grow_stale(data):
+    weights, history = weights_of(data), data.layout.history[0]
+    found = room.degradation(data, data.arrays("test"), lambda ids: linear(weights)(ids[:, : history.start]), SETTINGS)
+    assert room.UNREAD_NOTE + "user_history" in found["notes"]
+    assert line(found, "view", "user_history")["auc_loss"] == 0
+    assert not [one for one in found["table"] if one["kind"] == "stale"]
+
+
+def test_a_profile_that_changes_can_be_stale(tmp_path):
     """Prices rise by one in the middle of the test part: the rows just after see the old price a day ago."""
     rows = table()
     price = np.array([np.nan if one is None else one for one in rows["price"].to_pylist()])
     risen = pa.array(np.where(np.arange(len(price)) >= 2850, price + 1, price), from_pandas=True)
     rows = rows.set_column(rows.column_names.index("price"), "price", risen)
-    data = training_set(tmp_path / "set", rows=rows)
+    sources = {"items": {"path": "items.parquet", "timestamp": "since"}}
+    data = training_set(tmp_path / "set", spec_of(sources=spec_of().model_dump()["sources"] | sources), rows)
     found = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
     day, week = (line(found, "stale", "item_profile", lag)["changed"] for lag in ("day", "week"))
     assert 0 < day < week < 0.5
-    assert found["notes"][-1] == room.CONSTANT_NOTE + "user_profile"
+    assert found["notes"] == [room.STALE_NOTE, room.CONSTANT_NOTE + "user_profile"]
+
+
+def test_a_table_whose_rows_never_change_is_constant(tmp_path, found):
+    sources = {"items": {"path": "items.parquet", "timestamp": "since"}}
+    data = training_set(tmp_path / "set", spec_of(sources=spec_of().model_dump()["sources"] | sources))
+    again = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
+    assert again["notes"] == found["notes"] == [room.STALE_NOTE, room.CONSTANT_NOTE + "item_profile, user_profile"]
+    assert again["table"] == found["table"]
 
 
 def test_defaults_take_the_better_auc_on_valid(data, scorer, found):
