@@ -36,18 +36,19 @@ def run_dir() -> Path:
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """Run the body of a pipeline step: log it, record its seconds, and say why it stopped if it does.
+    """Run the body of a pipeline step: log it (logger 'tandem'), record its seconds, and say why it stopped if it does.
 
     Appends `{"step", "seconds"}` to steps.jsonl; writes failure.json on an error, so that whoever started
     the pipeline can tell wrong input (`user`) from stopped validation (`validation`) and from faults (`error`).
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s", force=True)
     folder = run_dir()
     folder.mkdir(parents=True, exist_ok=True)
+    _log_to(folder / "run.log", name)
+    log.info("started")
     started = time.perf_counter()
     try:
         yield
-    except BaseException as error:
+    except Exception as error:
         kind = {UserError: "user", ValidationStoppedError: "validation"}.get(type(error), "error")
         message = str(error) or type(error).__name__
         write_json(folder / "failure.json", {"kind": kind, "step": name, "message": message})
@@ -55,7 +56,18 @@ def step(name: str) -> Iterator[None]:
     record = {"step": name, "seconds": round(time.perf_counter() - started, 3)}
     with (folder / "steps.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
-    log.info("%s took %.1f s", name, record["seconds"])
+    log.info("finished in %.1f s", record["seconds"])
+
+
+def _log_to(path: Path, name: str) -> None:
+    """Log the project's own lines to stderr and to the run's log, which says which step spoke."""
+    format_ = logging.Formatter(f"%(asctime)s {name:<16} %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")):
+        handler.setFormatter(format_)
+        log.addHandler(handler)
 
 
 @contextmanager

@@ -54,7 +54,9 @@ def _spoken(field: FieldSpec, values: pa.Array) -> Strings:
     """Words for codes; white space, line breaks too, becomes one blank."""
     if field.codes:
         values = pa.array([field.codes.get(value, value) for value in values.to_pylist()], pa.string())
-    return tidy(values)
+    values = tidy(values)
+    # A description is a sentence itself; its period would stand before the comma or period that follows.
+    return pc.utf8_rtrim(values, characters=".") if field.kind is Kind.TEXT else values
 
 
 def tidy(values: Strings) -> Strings:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import cycle
 
 COLOURS = ("#1d5ea8", "#c4511a", "#2f7d4f", "#7b4aa3", "#8a6d00", "#5b6770")
 GREY = "#5b6770"
@@ -20,21 +21,26 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, points in the order of x, and the point to mark if there is one."""
+    """A line: its name, points in the order of x, and the point to mark if there is one.
+
+    A line for reference is grey and dashed, so that one that lies under it still shows.
+    """
 
     name: str
     points: Sequence[Point]
     marked: Point | None = None
     dots: bool = False
+    reference: bool = False
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its title, and its range where it is fixed."""
+    """One axis: its title, its range where it is fixed, and whether it counts in whole numbers."""
 
     title: str
     low: float | None = None
     high: float | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,23 +97,23 @@ def lines(label: str, series: Sequence[Series], x: Axis, y: Axis, diagonal: bool
     """
     drawn = [one for one in series if one.points]
     xs, ys = ([point[place] for one in drawn for point in one.points] for place in (0, 1))
-    x_ticks, y_ticks = ticks(*_range(xs, x)), ticks(*_range(ys, y))
+    x_ticks, y_ticks = (ticks(*_range(values, axis), whole=axis.whole) for values, axis in ((xs, x), (ys, y)))
     frame = _Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
     _axes(frame, x, y, x_ticks, y_ticks)
     if diagonal:
         start, end = max(frame.x[0], frame.y[0]), min(frame.x[1], frame.y[1])
         dashes = f'stroke="{GREY}" stroke-dasharray="4 4"'
         frame.line((frame.px(start), frame.py(start)), (frame.px(end), frame.py(end)), dashes)
-    for one, colour in zip(drawn, _colours(len(drawn)), strict=True):
-        _line(frame, one, colour)
-    _legend(frame, [one.name for one in drawn])
+    for one, style in zip(drawn, _styles(drawn), strict=True):
+        _line(frame, one, *style)
+    _legend(frame, drawn)
     return frame.svg(label)
 
 
 def histogram(label: str, edges: Sequence[float], counts: Sequence[float], x: Axis, y: Axis, colour: int = 0) -> str:
     """A histogram: counts [n] of the bins between edges [n + 1], drawn per unit of x as bins may differ in width."""
     density = [count / (high - low) for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)]
-    x_ticks, y_ticks = ticks(edges[0], edges[-1]), ticks(0, max([*density, 1e-9]))
+    x_ticks, y_ticks = ticks(edges[0], edges[-1], whole=x.whole), ticks(0, max([*density, 1e-9]))
     frame = _Frame((min(edges[0], x_ticks[0]), max(edges[-1], x_ticks[-1])), (0, y_ticks[-1]))
     _axes(frame, x, y, x_ticks, y_ticks)
     for height, low, high in zip(density, edges[:-1], edges[1:], strict=True):
@@ -149,11 +155,11 @@ def intervals(label: str, rows: Sequence[Bar], x: Axis, width: float = WIDTH) ->
     return frame.svg(label)
 
 
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers that enclose low and high, evenly spaced, about as many as wanted."""
+def ticks(low: float, high: float, wanted: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers that enclose low and high, evenly spaced, about as many as wanted; at least 1 apart if whole."""
     if not high > low:
         low, high = low - (abs(low) or 1) * 0.05, high + (abs(high) or 1) * 0.05
-    raw = (high - low) / wanted
+    raw = max((high - low) / wanted, 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -192,10 +198,10 @@ def _axes(frame: _Frame, x: Axis, y: Axis, x_ticks: list[float], y_ticks: list[f
     frame.text(15, middle, y.title, style=f'class="chart-title" transform="rotate(-90 15 {middle:.1f})"')
 
 
-def _line(frame: _Frame, series: Series, colour: str) -> None:
+def _line(frame: _Frame, series: Series, colour: str, dashes: str) -> None:
     points = [(frame.px(x), frame.py(y)) for x, y in series.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    frame.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    frame.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" {dashes}/>')
     if series.dots or len(points) == 1:
         frame.parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
     if series.marked is not None:
@@ -204,18 +210,18 @@ def _line(frame: _Frame, series: Series, colour: str) -> None:
         frame.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" {ring}/>')
 
 
-def _legend(frame: _Frame, names: Sequence[str]) -> None:
-    if not names:
-        return
+def _legend(frame: _Frame, series: Sequence[Series]) -> None:
     at = frame.left
-    for name, colour in zip(names, _colours(len(names)), strict=True):
-        frame.line((at, 14), (at + 18, 14), f'stroke="{colour}" stroke-width="3"')
-        frame.text(at + 24, 18, name, "start")
-        at += 24 + len(name) * CHARACTER + 20
+    for one, (colour, dashes) in zip(series, _styles(series), strict=True):
+        frame.line((at, 14), (at + 18, 14), f'stroke="{colour}" stroke-width="3" {dashes}')
+        frame.text(at + 24, 18, one.name, "start")
+        at += 24 + len(one.name) * CHARACTER + 20
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[place % len(COLOURS)] for place in range(count)]
+def _styles(series: Sequence[Series]) -> list[tuple[str, str]]:
+    """Colour and dashes of each line."""
+    colours = cycle(COLOURS)
+    return [(GREY, 'stroke-dasharray="6 4"') if one.reference else (next(colours), "") for one in series]
 
 
 def _sign_colour(value: float) -> str:
@@ -227,7 +233,7 @@ def _rows_frame(names: Sequence[str], values: Sequence[float], x: Axis, width: f
     marks = ticks(min(values) if x.low is None else x.low, max(values) if x.high is None else x.high)
     left = 16 + min(max((len(name) for name in names), default=0), 30) * CHARACTER
     height = 8 + len(names) * ROW + BOTTOM
-    return _Frame((marks[0], marks[-1]), (0, 1), width=width, height=height, left=left, top=8), marks
+    return _Frame((marks[0], marks[-1]), (0, 1), width=width, height=height, left=left, top=8, right=28), marks
 
 
 def _row_axis(frame: _Frame, x: Axis, x_ticks: list[float], rows: int) -> None:

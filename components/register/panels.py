@@ -28,6 +28,7 @@ SLICES = {
     "interactions_6_20": "user with 6 to 20",
     "interactions_over_20": "user with over 20",
 }
+CHAMPION = "champion"
 WORST = 16
 EPOCH_FIGURES = {
     "train_loss": "loss on the train part",
@@ -57,7 +58,7 @@ def tokens(report: Content) -> dict[str, str]:
     charts = {}
     for colour, (side, counted) in enumerate(report.get("tokens", {}).items()):
         bins = counted["histogram"]
-        x, y = Axis("tokens"), Axis("texts per token count")
+        x, y = Axis("tokens", whole=True), Axis("texts per token count")
         charts[side] = histogram(f"Tokens of {side} texts", bins["edges"], bins["counts"], x, y, colour)
     return charts
 
@@ -69,7 +70,7 @@ def training(curves: Mapping[str, Content]) -> dict[str, str]:
     for name in names:
         series = [_epochs(arm, curve, name) for arm, curve in curves.items() if name in figures_of(curve)]
         title = EPOCH_FIGURES.get(name, name.replace("_", " "))
-        charts[title] = lines(f"{title} by epoch", series, Axis("epoch"), Axis(title))
+        charts[title] = lines(f"{title} by epoch", series, Axis("epoch", whole=True), Axis(title))
     return charts
 
 
@@ -92,7 +93,10 @@ def _epochs(arm: str, curve: Content, name: str) -> Series:
 def roc(curves: Content) -> str | None:
     """ROC curves of the arms and of the champion."""
     named = _named_curves(curves, "roc")
-    series = [Series(name, list(zip(c["fpr"], c["tpr"], strict=True))) for name, c in named.items()]
+    series = [
+        Series(name, list(zip(c["fpr"], c["tpr"], strict=True)), reference=name == CHAMPION)
+        for name, c in named.items()
+    ]
     x, y = Axis("false positive rate", 0, 1), Axis("true positive rate", 0, 1)
     return lines("ROC curves", series, x, y, diagonal=True) if series else None
 
@@ -101,7 +105,8 @@ def reliability(curves: Content) -> str | None:
     """Observed over predicted click probability, in bins of equal mass."""
     named = _named_curves(curves, "reliability")
     series = [
-        Series(name, list(zip(c["predicted"], c["observed"], strict=True)), dots=True) for name, c in named.items()
+        Series(name, list(zip(c["predicted"], c["observed"], strict=True)), dots=True, reference=name == CHAMPION)
+        for name, c in named.items()
     ]
     reach = max((value for one in series for point in one.points for value in point), default=1.0)
     x, y = Axis("mean predicted probability", 0, reach), Axis("observed share of positives", 0, reach)
@@ -109,14 +114,14 @@ def reliability(curves: Content) -> str | None:
 
 
 def _named_curves(curves: Content, kind: str) -> dict[str, Content]:
-    champion = {"champion": curves["champion"]} if curves.get("champion") else {}
+    champion = {CHAMPION: curves["champion"]} if curves.get("champion") else {}
     return {name: of[kind] for name, of in {**curves["arms"], **champion}.items() if of.get(kind)}
 
 
 def scored(metrics: Content) -> dict[str, Content]:
     """Figures by the name of the arm, the champion's last where it could be scored."""
     champion = metrics.get("champion")
-    return {**metrics["arms"], **({"champion": champion} if champion and champion.get("compatible") else {})}
+    return {**metrics["arms"], **({CHAMPION: champion} if champion and champion.get("compatible") else {})}
 
 
 def slice_table(metrics: Content) -> list[dict[str, Any]]:
@@ -200,6 +205,11 @@ def words(value: Any) -> str:
 def signed(value: float, digits: int = 4) -> str:
     """A difference with its sign; what rounds to nothing has none of its own."""
     return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A figure; what rounds to nothing has no sign."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def health_table(health: Content) -> list[dict[str, Any]]:

@@ -115,7 +115,11 @@ def render(outcome: Outcome, findings: Findings) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"capitalize_first": lambda text: text[:1].upper() + text[1:], "signed": panels.signed}
+    environment.filters |= {
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
+        "number": panels.number,
+        "signed": panels.signed,
+    }
     context = {**_outcome(outcome), **_figures(findings), **_learning(findings), **_data(findings)}
     context["charts"] = _marked(_charts(findings), Markup)
     context["sections"] = [(key, title) for key, title in SECTIONS.items() if _shown(key, context)]

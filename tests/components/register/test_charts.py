@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from components.register.charts import Axis, Bar, Series, bars, histogram, intervals, lines, ticks
+from components.register.charts import COLOURS, GREY, Axis, Bar, Series, bars, histogram, intervals, lines, ticks
 
 X, Y = Axis("epoch"), Axis("AUC")
 
@@ -29,6 +29,20 @@ def numbers(svg, attribute):
 )
 def test_ticks_are_round_and_enclose(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_whole_ticks_are_whole():
+    assert ticks(1, 3, whole=True) == [1, 2, 3]
+    assert ticks(1, 1, whole=True) == [0, 1, 2]
+    assert ticks(1, 1000, whole=True) == [0, 200, 400, 600, 800, 1000]
+
+
+def test_a_reference_takes_no_colour_and_is_dashed():
+    points = [(0, 0), (1, 1)]
+    svg = lines("roc", [Series("champion", points, reference=True), Series("ctrl", points)], X, Y)
+    drawn = re.findall(r'<polyline [^>]*stroke="(#\w+)"([^>]*)/>', svg)
+    assert [colour for colour, _ in drawn] == [GREY, COLOURS[0]]
+    assert ["dasharray" in rest for _, rest in drawn] == [True, False]
 
 
 def test_every_point_of_a_line_is_inside():

@@ -173,7 +173,7 @@ def test_the_card_tells_verdict_reasons_and_checks():
     assert card.startswith("# Kept: ctrl on shop\n")
     assert "version 3" in card
     assert "- AUC +0.0000 against the champion" in card
-    assert "| lift over the champion | 0.0000 | lower bound > 0 | **failed** |" in card
+    assert "| lift over the champion | 0.0000 | > 0, lower bound too | **failed** |" in card
     assert "| AUC of warm | 0.7000 | >= 0.52 | passed |" in card
     assert "| champion | 0.6900 |" in card
     rejected = gate_card(judge(metrics(figures(None)), GATE), metrics(figures(None)), run, None)

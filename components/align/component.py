@@ -1,0 +1,42 @@
+"""The KFP face of the align step."""
+
+from kfp import dsl
+
+from components.image import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def align(
+    training_set: dsl.Input[dsl.Dataset],
+    prompts: dsl.Input[dsl.Dataset],
+    embeddings: dsl.Input[list[dsl.Artifact]],
+    backbone: str,
+    model: dict,
+    settings: dict,
+    seed: int,
+    checkpoint: dsl.Output[dsl.Model],
+) -> None:
+    """Align a fresh collaborative model with the language model's view of the same impressions (CTRL, stage 1).
+
+    Args:
+        training_set: The retrieve step's folder.
+        prompts: The prompt_transform step's folder.
+        embeddings: The encode step's folders, one for each shard.
+        backbone: Name of the collaborative backbone.
+        model: Values of BackboneConfig.
+        settings: Values of AlignSettings.
+        seed: Seed of initialisation and shuffling.
+        checkpoint: The aligned collaborative model and its alignment health report.
+    """
+    from pathlib import Path
+
+    from components.run import step
+
+    with step("align"):
+        from components.align.settings import AlignSettings
+        from components.align.step import align
+        from components.models.config import BackboneConfig
+
+        shards = [Path(part.path) for part in embeddings]
+        paths = Path(training_set.path), Path(prompts.path), shards, Path(checkpoint.path)
+        align(*paths, backbone, BackboneConfig(**model), AlignSettings(**settings), int(seed))

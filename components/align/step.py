@@ -1,0 +1,167 @@
+"""Align a fresh collaborative model with the PLM's view of the same impressions (CTRL, stage 1)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.align.heads import Heads, TextRows
+from components.align.settings import AlignSettings
+from components.dataset.embeddings import EmbeddingSet
+from components.dataset.errors import UserError
+from components.dataset.prompts import PromptSet
+from components.dataset.training_set import TrainingSet
+from components.models.base import BackboneConfig, CollaborativeModel
+from components.models.registry import build_backbone
+from components.objectives.contrastive import equal_pairs, info_nce
+from components.objectives.health import report, retrieval_accuracy
+from components.training.checkpoints import save_model
+from components.training.device import pick_device
+from components.training.loop import TrainingError
+from components.training.seeds import seed_everything
+
+log = logging.getLogger("tandem.align")
+PARTS = ("train", "valid")
+
+
+class Alignment:
+    """One alignment in progress: the model, the heads, and the rows of both modalities on one device."""
+
+    def __init__(
+        self, model: CollaborativeModel, texts: TextRows, data: TrainingSet, settings: AlignSettings, seed: int
+    ) -> None:
+        self.device = pick_device()
+        self.settings, self.texts = settings, texts
+        self.model = model.to(self.device)
+        self.heads = Heads(texts.width, model.width, settings).to(self.device)
+        arrays = {part: data.arrays(part) for part in PARTS}
+        self.ids = {part: torch.from_numpy(rows.ids).to(self.device) for part, rows in arrays.items()}
+        pairs = {part: np.stack([rows.user_codes, rows.item_codes], 1) for part, rows in arrays.items()}
+        self.pairs = {part: torch.from_numpy(keys).to(self.device) for part, keys in pairs.items()}
+        self.generator = torch.Generator().manual_seed(seed)
+        weights = [*self.model.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        size = min(settings.batch_size, len(self.ids["train"]))
+        self.batches = len(self.ids["train"]) // size
+        self.size = size
+
+    def train(self) -> list[dict[str, Any]]:
+        """Run every epoch; one line of the curve for each."""
+        steps = self.batches * self.settings.epochs
+        schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self._rate(step, steps))
+        curve = []
+        for epoch in range(1, self.settings.epochs + 1):
+            started = time.perf_counter()
+            loss = self._epoch(schedule)
+            curve.append({"epoch": epoch, "loss": loss, "seconds": round(time.perf_counter() - started, 3)})
+            log.info("epoch %d of %d: loss %.4f, %.1f s", epoch, self.settings.epochs, loss, curve[-1]["seconds"])
+        return curve
+
+    def _rate(self, step: int, steps: int) -> float:
+        """Factor on the learning rate: linear from warmup_from, then constant."""
+        warmup = max(1, math.ceil(steps * self.settings.warmup_share))
+        start = min(1.0, self.settings.warmup_from / self.settings.learning_rate)
+        return min(1.0, start + (1.0 - start) * step / warmup)
+
+    def _epoch(self, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
+        self.model.train()
+        order = torch.randperm(len(self.ids["train"]), generator=self.generator).to(self.device)
+        total = torch.zeros((), device=self.device)
+        for number in range(self.batches):
+            loss = self._loss("train", order[number * self.size : (number + 1) * self.size])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            schedule.step()
+            total += loss.detach()
+            if self.batches >= 100 and (number + 1) % (self.batches // 10) == 0:
+                log.info("%d of %d steps, loss %.4f", number + 1, self.batches, float(loss))
+        mean = float(total) / self.batches
+        if not math.isfinite(mean):
+            raise TrainingError("the alignment loss is no finite number; lower align.learning_rate")
+        return mean
+
+    def _projected(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        projected: tuple[Tensor, Tensor] = self.heads.project(
+            self.texts(part, rows), self.model.representation(self.ids[part][rows])
+        )
+        return projected
+
+    def _loss(self, part: str, rows: Tensor) -> Tensor:
+        similarities = self.heads.similarities(*self._projected(part, rows))
+        same = equal_pairs(self.pairs[part][rows]) if self.settings.mask_duplicates else None
+        return info_nce(*similarities, self.settings.temperature, same)
+
+    def health(self) -> dict[str, Any]:
+        """The health report on validation rows, which alignment has not seen."""
+        self.model.eval()
+        count = min(self.settings.health_rows, len(self.ids["valid"]))
+        rows = torch.linspace(0, len(self.ids["valid"]) - 1, count, device=self.device).long()
+        with torch.inference_mode():
+            text, table = self._projected("valid", rows)
+            by_text, by_table = self.heads.similarities(text, table)
+            same = equal_pairs(self.pairs["valid"][rows])
+            found = {
+                "loss": float(info_nce(by_text, by_table, self.settings.temperature, same)),
+                "retrieval_by_text": retrieval_accuracy(by_text, same),
+                "retrieval_by_table": retrieval_accuracy(by_table, same),
+            }
+            return {"rows": count, **found, **report(text, table)}
+
+
+def align(
+    training_set: Path,
+    prompts: Path,
+    embeddings: list[Path],
+    output: Path,
+    backbone: str,
+    model: BackboneConfig,
+    settings: AlignSettings,
+    seed: int,
+) -> dict[str, Any]:
+    """Align and write the collaborative model's checkpoint with health.json and curve.json.
+
+    Neither the projections nor anything of the PLM goes into the checkpoint.
+
+    Returns:
+        The health report: `before`, `after`, the verdict healthy or collapsed, and its reasons.
+
+    Raises:
+        UserError: the embeddings do not belong to the prompts.
+    """
+    data = TrainingSet.open(training_set)
+    encoded = EmbeddingSet.open(embeddings)
+    texts = _text_rows(PromptSet.open(prompts), encoded)
+    seed_everything(seed)
+    work = Alignment(build_backbone(backbone, data.layout, model), texts, data, settings, seed)
+    before = work.health()
+    curve = work.train()
+    after = work.health()
+    health = {"verdict": after["verdict"], "reasons": after["reasons"], "before": before, "after": after}
+    log.info(
+        "health: %s, retrieval %.3f by text and %.3f by table",
+        after["verdict"],
+        after["retrieval_by_text"],
+        after["retrieval_by_table"],
+    )
+    named = {name: encoded.meta.get(name) for name in ("plm", "plm_revision", "plm_digest")}
+    meta = {"seed": seed, "settings": settings.model_dump(mode="json"), **named}
+    save_model(output, work.model, meta, {"health.json": health, "curve.json": {"history": curve}})
+    return health
+
+
+def _text_rows(prompts: PromptSet, embeddings: EmbeddingSet) -> TextRows:
+    matrix = embeddings.matrix()
+    index = {part: np.stack(list(prompts.index(part).values()), 1).astype(np.int64) for part in PARTS}
+    highest = max(int(numbers.max()) for numbers in index.values())
+    if highest >= len(matrix):
+        raise UserError(f"the prompts name text {highest}, but there are {len(matrix)} embeddings; run encode again")
+    columns = {part: torch.from_numpy(numbers) for part, numbers in index.items()}
+    return TextRows(torch.from_numpy(matrix), columns, pick_device())

@@ -1,0 +1,96 @@
+"""Bring the online features up to date; put the promoted bundle into the model store and build the Bento."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from components.dataset.bundle import Bundle
+from components.dataset.catalog import load_spec
+from components.dataset.spec import DatasetSpec
+from components.run import home, write_json
+
+log = logging.getLogger("tandem.deploy")
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "bentoml>=1.4.39",
+    "feast[redis]>=0.67.0",
+    "numpy",
+    "onnxruntime",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "fsspec",
+)
+
+
+def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Path) -> dict[str, Any]:
+    """Deploy a promoted bundle; for any other verdict only refresh the features of the model that stays.
+
+    Returns:
+        What was deployed: the model's and the Bento's tags, and the rows materialised by view.
+
+    Raises:
+        BundleError: the bundle is not what the register step wrote.
+    """
+    spec = load_spec(dataset)
+    rows = refresh_features(spec, validated)
+    deployed: dict[str, Any] = {"verdict": verdict, "materialised": rows, "model": None, "bento": None}
+    if verdict == "promoted":
+        deployed |= push(Bundle.open(bundle), spec)
+        write_json(home() / "serving" / f"{spec.identifier}.json", deployed)
+        write_json(home() / "serving" / "latest.json", {"dataset": spec.identifier, **deployed})
+        log.info("deployed %s", deployed["model"])
+    else:
+        log.info("verdict %s: the model that is served stays", verdict)
+    write_json(output / "deployment.json", deployed)
+    return deployed
+
+
+def refresh_features(spec: DatasetSpec, validated: Path) -> dict[str, int]:
+    """Apply the definitions to the shared store and materialise every view; rows by view."""
+    from feature_repo.store import apply, materialise, open_store
+
+    store = open_store(spec)
+    apply(store, spec, validated)
+    counts: dict[str, int] = materialise(store, spec)
+    return counts
+
+
+def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:
+    """Put the bundle into the BentoML model store under `home()` and build a Bento that serves it."""
+    os.environ.setdefault("BENTOML_HOME", str(home() / "bentoml"))
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    import bentoml
+
+    version = re.sub(r"[^a-z0-9_.-]", "-", str(bundle.manifest["run_id"]).lower())
+    tag = f"tandem-{spec.name}:{version}"
+    labels = {"arm": str(bundle.manifest["arm"]), "backbone": str(bundle.manifest["backbone"])}
+    if not _stored(tag):
+        with bentoml.models.create(tag, labels=labels) as model:
+            shutil.copytree(bundle.path, model.path, dirs_exist_ok=True)
+    bento = bentoml.bentos.build(
+        "serving.service:Tandem",
+        name=f"tandem-{spec.name}",
+        version=version,
+        build_ctx=str(PROJECT),
+        include=["serving/*.py", "components/__init__.py", "components/run.py", "components/dataset/*.py"],
+        python={"packages": list(PACKAGES), "lock_packages": False},
+        models=[tag],
+        envs=[{"name": "TANDEM_MODEL", "value": tag}],  # type: ignore[list-item]  # bentoml takes the plain form
+    )
+    return {"model": tag, "bento": str(bento.tag)}
+
+
+def _stored(tag: str) -> bool:
+    import bentoml
+
+    try:
+        bentoml.models.get(tag)
+    except bentoml.exceptions.NotFound:
+        return False
+    return True

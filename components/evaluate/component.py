@@ -1,0 +1,49 @@
+"""The KFP face of the evaluate step."""
+
+from typing import Optional
+
+from kfp import dsl
+
+from components.image import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def evaluate(
+    dataset: str,
+    training_set: dsl.Input[dsl.Dataset],
+    collaborative: dsl.Input[dsl.Model],
+    arm: str,
+    settings: dict,
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    roc: dsl.Output[dsl.ClassificationMetrics],
+    aligned: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045  (kfp knows this spelling only)
+) -> None:
+    """Score every arm, and the registered champion, on the same test rows.
+
+    Args:
+        dataset: Name of an embedded data set, or path or URI of a DatasetSpec.
+        training_set: The retrieve step's folder.
+        collaborative: The collaborative-only arm's model.
+        arm: Name of the candidate's arm.
+        settings: Values of EvaluateSettings.
+        evaluation: Folder with metrics, scores, curves, lift and degradation.
+        metrics: The candidate's AUC, log loss and so on.
+        roc: The candidate's ROC curve.
+        aligned: The aligned arm's model, where there is one.
+    """
+    from pathlib import Path
+
+    from components.run import step
+
+    with step("evaluate"):
+        from components.evaluate.faces import log_metrics
+        from components.evaluate.settings import EvaluateSettings
+        from components.evaluate.step import evaluate
+        from components.registry.client import champion_of
+
+        arms = {"collaborative": Path(collaborative.path)} | ({arm: Path(aligned.path)} if aligned else {})
+        with champion_of(dataset) as champion:
+            rows, output = Path(training_set.path), Path(evaluation.path)
+            results = evaluate(rows, arms, arm, output, EvaluateSettings(**settings), champion)
+        log_metrics(results, metrics, roc)

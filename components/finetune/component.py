@@ -1,0 +1,44 @@
+"""The KFP face of the finetune step."""
+
+from typing import Optional
+
+from kfp import dsl
+
+from components.image import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def finetune(
+    training_set: dsl.Input[dsl.Dataset],
+    arm: str,
+    backbone: str,
+    model: dict,
+    settings: dict,
+    seed: int,
+    trained: dsl.Output[dsl.Model],
+    checkpoint: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045  (kfp knows this spelling only)
+) -> None:
+    """Train the collaborative model on clicks, from an aligned checkpoint or from scratch.
+
+    Args:
+        training_set: The retrieve step's folder.
+        arm: Name of the arm in the comparison.
+        backbone: Name of the collaborative backbone.
+        model: Values of BackboneConfig.
+        settings: Values of FinetuneSettings.
+        seed: Seed of initialisation and shuffling.
+        trained: The model (safetensors and JSON) and its training curve.
+        checkpoint: The aligned model to start from; none for the collaborative-only arm.
+    """
+    from pathlib import Path
+
+    from components.run import step
+
+    with step(f"finetune-{arm}"):
+        from components.finetune.settings import FinetuneSettings
+        from components.finetune.step import finetune
+        from components.models.config import BackboneConfig
+
+        start = Path(checkpoint.path) if checkpoint else None
+        arguments = arm, backbone, BackboneConfig(**model), FinetuneSettings(**settings), int(seed), start
+        finetune(Path(training_set.path), Path(trained.path), *arguments)

@@ -1,0 +1,46 @@
+"""The backbones by name."""
+
+from __future__ import annotations
+
+from components.dataset.errors import UserError
+from components.dataset.layout import InputLayout
+from components.models.autoint import AutoInt
+from components.models.base import BackboneConfig, CollaborativeModel
+from components.models.dcn import DCN
+from components.models.dcnv2 import DCNv2
+from components.models.deepfm import DeepFM
+from components.models.fibinet import FiBiNET
+from components.models.pnn import PNN
+from components.models.wide_deep import WideDeep
+from components.models.xdeepfm import XDeepFM
+
+BACKBONES: dict[str, type[CollaborativeModel]] = {
+    "autoint": AutoInt,
+    "dcn": DCN,
+    "dcnv2": DCNv2,
+    "deepfm": DeepFM,
+    "fibinet": FiBiNET,
+    "pnn": PNN,
+    "wide_deep": WideDeep,
+    "xdeepfm": XDeepFM,
+}
+
+
+def build_backbone(name: str, layout: InputLayout, config: BackboneConfig) -> CollaborativeModel:
+    """A freshly initialised backbone, by the global random state of torch.
+
+    Raises:
+        UserError: no backbone has this name.
+    """
+    if name not in BACKBONES:
+        raise UserError(f"backbone '{name}' is unknown; write one of: {', '.join(sorted(BACKBONES))}")
+    return BACKBONES[name](layout, config)
+
+
+def name_of(model: CollaborativeModel) -> str:
+    """The name under which a model's class is registered.
+
+    Raises:
+        KeyError: it is not registered.
+    """
+    return {backbone: name for name, backbone in BACKBONES.items()}[type(model)]

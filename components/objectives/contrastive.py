@@ -1,0 +1,106 @@
+"""CTRL's contrastive objective: fine-grained max-sim between sub-spaces, symmetric InfoNCE (section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: Rows of a block: 16 products of a block and 6,400 columns take 420 MB at most.
+BLOCK = 512
+
+
+class SubSpaces(nn.Module):
+    """M affine maps of a whole vector: h_m = W_m h + b_m (CTRL, eq. 6), [N, width_in] -> [N, M, width]."""
+
+    def __init__(self, width_in: int, subspaces: int, width: int, normalise: bool) -> None:
+        super().__init__()
+        self.subspaces, self.normalise = subspaces, normalise
+        self.project = nn.Linear(width_in, subspaces * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sub-vectors [N, M, width], of length 1 if `normalise`."""
+        parts: Tensor = self.project(x).unflatten(-1, (self.subspaces, -1))
+        return functional.normalize(parts, dim=-1) if self.normalise else parts
+
+
+class _MaxSim(torch.autograd.Function):
+    """Both max-sim matrices in row blocks, with the winners kept as bytes instead of every product.
+
+    Plain autograd would keep M² matrices of N x N floats; this keeps two bytes for each pair and sub-space, and
+    one product serves the maximum over n and the maximum over m alike.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        rows, subspaces, width = text.shape
+        flat = table.transpose(0, 1).reshape(subspaces * rows, width)
+        by_text, by_table = text.new_zeros(rows, rows), text.new_zeros(rows, rows)
+        best_n = torch.empty(subspaces, rows, rows, dtype=torch.uint8, device=text.device)
+        best_m = torch.zeros(subspaces, rows, rows, dtype=torch.uint8, device=text.device)
+        for start in range(0, rows, BLOCK):
+            block = slice(start, start + BLOCK)
+            highest = text.new_full((subspaces, len(text[block]), rows), float("-inf"))
+            for m in range(subspaces):
+                products = (text[block, m] @ flat.T).view(-1, subspaces, rows).transpose(0, 1)
+                values, winners = products.max(0)
+                by_text[block] += values
+                best_n[m, block] = winners.to(torch.uint8)
+                best_m[:, block].masked_fill_(products > highest, m)
+                torch.maximum(highest, products, out=highest)
+            by_table[block] = highest.sum(0)
+        ctx.save_for_backward(text, table, best_n, best_m)
+        return by_text / subspaces, by_table.T / subspaces
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        text, table, best_n, best_m = ctx.saved_tensors
+        rows, subspaces, _ = text.shape
+        by_text, by_table = gradients[0] / subspaces, gradients[1].T / subspaces
+        text_gradient, table_gradient = torch.zeros_like(text), torch.zeros_like(table)
+        for start in range(0, rows, BLOCK):
+            block = slice(start, start + BLOCK)
+            for m in range(subspaces):
+                for n in range(subspaces):
+                    weight = by_text[block] * (best_n[m, block] == n) + by_table[block] * (best_m[n, block] == m)
+                    text_gradient[block, m] += weight @ table[:, n]
+                    table_gradient[:, n] += weight.T @ text[block, m]
+        return text_gradient, table_gradient
+
+
+def max_sim(text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Both similarity matrices of sub-vectors [N, M, width], each [N, N] and divided by M (CTRL, eq. 7).
+
+    Returns:
+        Text-anchored: row i, column j is mean_m max_n <text_im, table_jn>. Table-anchored: row i, column j is
+        mean_m max_n <table_im, text_jn>. The two are not each other's transpose.
+    """
+    by_text, by_table = _MaxSim.apply(text, table)  # type: ignore[no-untyped-call]
+    return by_text, by_table
+
+
+def info_nce(text_anchored: Tensor, table_anchored: Tensor, temperature: float, same: Tensor | None = None) -> Tensor:
+    """Half the sum of the two in-batch cross-entropies at temperature τ (CTRL, eq. 3 to 5).
+
+    Args:
+        text_anchored: Similarities [N, N], texts by rows.
+        table_anchored: Similarities [N, N], tabular rows by rows.
+        temperature: τ.
+        same: Boolean [N, N]: pairs that are equal and so no negatives; the diagonal is ignored.
+    """
+    target = torch.arange(len(text_anchored), device=text_anchored.device)
+    losses = []
+    for similarity in (text_anchored, table_anchored):
+        logits = similarity / temperature
+        if same is not None:
+            off = same & ~torch.eye(len(target), dtype=torch.bool, device=same.device)
+            logits = logits.masked_fill(off, float("-inf"))
+        losses.append(functional.cross_entropy(logits, target))
+    return 0.5 * (losses[0] + losses[1])
+
+
+def equal_pairs(keys: Tensor) -> Tensor:
+    """Which rows of a batch are one and the same pair: boolean [N, N] of integer keys [N, K]."""
+    return (keys[:, None] == keys[None]).all(-1)

@@ -1,0 +1,174 @@
+"""The training loop of a click model: binary cross-entropy, early stopping, best weights kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from components.dataset.training_set import SplitArrays
+from components.models.base import CollaborativeModel
+from components.training.batches import Batches
+from components.training.metrics import auc, logloss
+
+log = logging.getLogger("tandem.training")
+
+
+class LoopSettings(Protocol):
+    """What the loop needs to know; FinetuneSettings says it."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    embedding_l2: float
+    patience: int
+    plateau_factor: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training curve."""
+
+    epoch: int
+    train_loss: float
+    valid_auc: float
+    valid_logloss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class FitResult:
+    """The training curve and the epoch whose weights were kept, counted from 1."""
+
+    best_epoch: int = 0
+    best_auc: float = -math.inf
+    history: list[Epoch] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The curve as JSON."""
+        return {"best_epoch": self.best_epoch, "history": [asdict(line) for line in self.history]}
+
+
+class TrainingError(RuntimeError):
+    """The loss is no number any more."""
+
+
+def predict(model: CollaborativeModel, ids: npt.NDArray[Any], batch_size: int = 8192) -> npt.NDArray[np.float32]:
+    """Click probabilities [n] of ids [n, W], in eval mode, on the model's own device."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(ids), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(ids[start : start + batch_size])).to(device)
+            parts.append(torch.sigmoid(model(batch)).cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def fit(
+    model: CollaborativeModel, train: SplitArrays, valid: SplitArrays, settings: LoopSettings, seed: int
+) -> FitResult:
+    """Train until the validation AUC has not risen for `patience` epochs; the best epoch's weights remain.
+
+    Raises:
+        TrainingError: the loss became infinite or NaN.
+    """
+    device = next(model.parameters()).device
+    batches = Batches(train, device)
+    generator = torch.Generator().manual_seed(seed)
+    optimizers = _optimizers(model, settings)
+    result, best, since = FitResult(), _weights(model), 0
+    for epoch in range(1, settings.epochs + 1):
+        started = time.perf_counter()
+        loss = _epoch(model, batches.shuffled(settings.batch_size, generator), optimizers, settings)
+        line = _validated(model, valid, epoch, loss, optimizers, started)
+        result.history.append(line)
+        log.info("epoch %d: loss %.4f, validation AUC %.4f, %.1f s", epoch, loss, line.valid_auc, line.seconds)
+        if line.valid_auc > result.best_auc:
+            result.best_epoch, result.best_auc, best, since = epoch, line.valid_auc, _weights(model), 0
+            continue
+        since += 1
+        if since >= settings.patience:
+            break
+        if settings.plateau_factor < 1:
+            model.load_state_dict(best)
+            for group in _groups(optimizers):
+                group["lr"] *= settings.plateau_factor
+    model.load_state_dict(best)
+    return result
+
+
+def _optimizers(model: CollaborativeModel, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    """Adam for all dense parameters; a lazy Adam for tables whose gradients are sparse."""
+    sparse = {id(module.weight) for module in model.modules() if getattr(module, "sparse", False)}
+    lazy = [parameter for parameter in model.parameters() if id(parameter) in sparse]
+    dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse]
+    found: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, lr=settings.learning_rate, fused=True)]
+    if lazy:
+        found.append(torch.optim.SparseAdam(lazy, lr=settings.learning_rate))
+    return found
+
+
+def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict[str, Any]]:
+    for optimizer in optimizers:
+        yield from optimizer.param_groups
+
+
+def _epoch(
+    model: CollaborativeModel,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    optimizers: list[torch.optim.Optimizer],
+    settings: LoopSettings,
+) -> float:
+    model.train()
+    # Losses are summed on the device: reading each one would make a GPU wait.
+    total, steps = torch.zeros((), device=next(model.parameters()).device), 0
+    for ids, labels in batches:
+        rows = model.embedding(ids)
+        logits = model.logits(model.interact(rows, ids))
+        loss = functional.binary_cross_entropy_with_logits(logits, labels)
+        objective = loss
+        if settings.embedding_l2 > 0:
+            # On the rows that the batch read, so that its cost does not grow with the vocabulary.
+            objective = loss + settings.embedding_l2 * rows.square().sum((1, 2)).mean()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        objective.backward()  # type: ignore[no-untyped-call]
+        for optimizer in optimizers:
+            optimizer.step()
+        total += loss.detach()
+        steps += 1
+    mean = float(total) / max(steps, 1)
+    if not math.isfinite(mean):
+        raise TrainingError("the training loss is no finite number; lower finetune.learning_rate")
+    return mean
+
+
+def _validated(
+    model: CollaborativeModel,
+    valid: SplitArrays,
+    epoch: int,
+    loss: float,
+    optimizers: list[torch.optim.Optimizer],
+    started: float,
+) -> Epoch:
+    scores = predict(model, valid.ids)
+    area, cross_entropy = auc(valid.labels, scores), logloss(valid.labels, scores)
+    if area is None or cross_entropy is None:
+        raise TrainingError("the validation part holds one class only; change split.ratios so that it holds both")
+    rate = float(next(_groups(optimizers))["lr"])
+    return Epoch(epoch, loss, area, cross_entropy, rate, round(time.perf_counter() - started, 3))
+
+
+def _weights(model: CollaborativeModel) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,227 @@
+"""The command `tandem`. Heavy packages are imported only by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from components.dataset.errors import UserError, ValidationStoppedError
+
+if TYPE_CHECKING:
+    from pipelines.settings import RunSettings
+
+app = typer.Typer(
+    name="tandem",
+    help="Train click-through-rate models that have learnt from a language model, and serve them without it.\n\n"
+    "Begin with: tandem run --dataset sample",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class MethodName(StrEnum):
+    """How the collaborative model learns from the language model."""
+
+    COLLABORATIVE = "collaborative"
+    CTRL = "ctrl"
+
+
+Workdir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of all state: runs, registry, online store, caches. [default: $TANDEM_HOME or .tandem]"),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as align.temperature=0.1; may be repeated."),
+]
+Config = Annotated[Path | None, typer.Option(help="YAML file of settings, with the keys that --set takes.")]
+Backbone = Annotated[
+    str,
+    typer.Option(help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"tandem {version('tandem-ctr')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options that stand before a command."""
+
+
+def _enter(workdir: Path | None) -> None:
+    if workdir is not None:
+        os.environ["TANDEM_HOME"] = str(workdir.absolute())
+
+
+def _settings(config: Path | None, assignments: list[str] | None, **flags: Any) -> RunSettings:
+    import yaml
+
+    from pipelines.settings import parse_settings
+
+    content: dict[str, Any] = {}
+    if config is not None:
+        if not config.is_file():
+            raise UserError(f"--config {config}: no such file")
+        content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
+            raise UserError(f"--config {config}: write a mapping of settings, such as 'align: {{temperature: 0.1}}'")
+    content |= {name: value for name, value in flags.items() if value is not None}
+    return parse_settings(content, assignments or [])
+
+
+@app.command()
+def run(
+    dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
+    backbone: Backbone = "autoint",
+    seed: Annotated[int, typer.Option(help="Seed of initialisation, shuffling and sampling.")] = 1,
+    assignments: Assignments = None,
+    config: Config = None,
+    workdir: Workdir = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run. [default: the time and four digits]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on one line.")] = False,
+) -> None:
+    """Run the training pipeline here: validate, retrieve, align, train, evaluate, gate, register and deploy.
+
+    Exit code 0: done, whatever the gate's verdict. 2: the input is wrong. 3: validation stopped the run. 1: a fault.
+    """
+    _enter(workdir)
+    settings = _settings(
+        config, assignments, dataset=dataset, method=method.value, backbone=backbone, seed=seed, run_id=run_id
+    )
+    from pipelines.local import run_locally
+
+    result = run_locally(settings)
+    if as_json:
+        print(json.dumps(result.to_json(), allow_nan=False))
+    else:
+        from pipelines.summary import show
+
+        show(result)
+
+
+@app.command(name="compile")
+def compile_pipeline(
+    output: Annotated[Path, typer.Argument(metavar="OUT.yaml", help="File to write.")],
+    dataset: Annotated[str, typer.Option(help="Default of the pipeline's parameter 'dataset'.")] = "sample",
+    method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
+    backbone: Backbone = "autoint",
+    assignments: Assignments = None,
+    config: Config = None,
+) -> None:
+    """Compile the training pipeline to Kubeflow's IR YAML; settings become the defaults of its parameters."""
+    if output.suffix not in {".yaml", ".yml"}:
+        raise UserError(f"{output}: the compiled pipeline is YAML; write a name that ends in .yaml")
+    settings = _settings(config, assignments, dataset=dataset, method=method.value, backbone=backbone)
+    from kfp import compiler
+
+    from components.run import aside
+    from pipelines.training import training_pipeline
+
+    with aside(output.absolute()) as draft:
+        written = draft.with_suffix(".yaml")
+        compiler.Compiler().compile(training_pipeline(settings), str(written))
+        written.replace(draft)
+    print(output)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="ml-1m, ml-100k or sample.")],
+    archive: Annotated[Path | None, typer.Option("--from", help="ZIP at hand; downloaded where none is given.")] = None,
+) -> None:
+    """Bring a public data set into place, for `tandem run --dataset movielens-1m` and the like."""
+    from components.dataset import sample
+    from components.dataset.movielens import import_movielens
+    from components.run import data_home
+
+    if name == "sample":
+        print(sample.ensure(data_home() / "sample"))
+        return
+    from pipelines.summary import download_bar
+
+    with download_bar(name) as advance:
+        print(import_movielens(name, archive, data_home() / name, advance))
+
+
+@app.command()
+def serve(
+    dataset: Annotated[str | None, typer.Option(help="Data set whose model is served. [default: the latest]")] = None,
+    workdir: Workdir = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
+) -> None:
+    """Serve the deployed model: POST /rank, POST /predict, GET /model, /readyz, /livez, /metrics."""
+    _enter(workdir)
+    from pipelines.service import start
+
+    start(dataset, host, port)
+
+
+registry = typer.Typer(help="Look at and move the registered models.", no_args_is_help=True)
+app.add_typer(registry, name="registry")
+
+
+@registry.command()
+def history(
+    dataset: Annotated[str, typer.Option(help="Data set whose models are meant.")] = "sample", workdir: Workdir = None
+) -> None:
+    """Print every move of the champion alias, oldest first, as JSON lines."""
+    _enter(workdir)
+    from components.registry.client import history as moves
+
+    for move in moves(dataset):
+        print(json.dumps(move))
+
+
+@registry.command()
+def rollback(
+    dataset: Annotated[str, typer.Option(help="Data set whose models are meant.")] = "sample", workdir: Workdir = None
+) -> None:
+    """Give the champion alias back to the version that held it before."""
+    _enter(workdir)
+    from components.registry.client import rollback as roll
+
+    print(json.dumps(roll(dataset)))
+
+
+def main() -> None:
+    """Run the command line and leave with the exit code that fits."""
+    try:
+        app()
+    except UserError as error:
+        _leave(f"error: {error}", 2)
+    except ValidationStoppedError as error:
+        _leave(f"validation stopped the run: {error}", 3)
+    except Exception as error:  # the last resort: a message, and the traceback for those who want it
+        if os.environ.get("TANDEM_DEBUG"):
+            traceback.print_exc()
+        _leave(f"failed: {error} (set TANDEM_DEBUG=1 for the traceback)", 1)
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

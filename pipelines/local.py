@@ -1,0 +1,201 @@
+"""Run the training pipeline in this process's machine, on embedded parts, and gather what came out."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from components.dataset.errors import UserError, ValidationStoppedError
+from components.run import home, read_json
+from pipelines.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run says of itself."""
+
+    run_id: str
+    dataset: str
+    metrics: dict[str, Any]
+    verdict: str
+    reasons: list[str]
+    model_version: str | None
+    paths: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as one JSON object; `arms` by name, each with its metrics on the test part."""
+        return {
+            "run_id": self.run_id,
+            "dataset": self.dataset,
+            "arms": self.metrics["arms"],
+            "candidate": self.metrics.get("candidate"),
+            "lift": self.metrics.get("lift"),
+            "bayes_auc": self.metrics.get("bayes_auc"),
+            "verdict": self.verdict,
+            "reasons": self.reasons,
+            "model_version": self.model_version,
+            "paths": self.paths,
+        }
+
+
+def new_run_id() -> str:
+    """A name for a run that sorts by time, such as 20260314-150926-5f3a."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def prepare(dataset: str) -> str:
+    """Check before anything is started that the data set can be run; make the sample if it is the one asked for.
+
+    Returns:
+        The data set's name, or the absolute path of its DatasetSpec.
+
+    Raises:
+        UserError: there is no such data set, or a file or column of it is missing.
+    """
+    from components.dataset.catalog import load_spec
+    from components.dataset.sample import ensure
+    from components.dataset.sources import check_sources
+    from components.run import data_home
+
+    spec = load_spec(dataset)
+    if dataset == "sample":
+        ensure(data_home() / "sample")
+    check_sources(spec)
+    return str(Path(dataset).resolve()) if Path(dataset).is_file() else dataset
+
+
+def run_locally(settings: RunSettings, follow: bool = True) -> RunResult:
+    """Run the pipeline step by step, each in a process of its own; state goes under `home()`.
+
+    Args:
+        settings: The run; an empty run_id is given a name.
+        follow: Print the steps' log lines to stderr as they come.
+
+    Raises:
+        UserError: the input is wrong.
+        ValidationStoppedError: a critical expectation failed.
+        RuntimeError: a step failed; the message names it and the log.
+    """
+    dataset = prepare(settings.dataset)
+    settings = settings.model_copy(update={"dataset": dataset, "run_id": settings.run_id or new_run_id()})
+    folder = home() / "runs" / settings.run_id
+    if folder.exists():
+        raise UserError(f"--run-id {settings.run_id}: {folder} exists; choose another name")
+    folder.mkdir(parents=True)
+    _set_environment(folder)
+    log = folder / "run.log"
+    log.touch()
+    with _following(log, follow), _captured(folder / "kfp.log"):
+        outputs = _execute(settings, folder)
+    return _gather(settings, folder, outputs)
+
+
+def _set_environment(folder: Path) -> None:
+    quiet = {
+        "BENTOML_DO_NOT_TRACK": "True",
+        "FEAST_USAGE": "False",
+        "GX_ANALYTICS_ENABLED": "false",
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    os.environ.update(quiet, TANDEM_HOME=str(home()), TANDEM_RUN_DIR=str(folder))
+
+
+def _execute(settings: RunSettings, folder: Path) -> dict[str, Any]:
+    from kfp import local
+
+    from pipelines.training import training_pipeline
+
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"))
+    try:
+        task = training_pipeline(settings)(**settings.parameters())
+    except RuntimeError as error:
+        raise _explained(folder, error) from None
+    return dict(task.outputs)
+
+
+def _explained(folder: Path, error: Exception) -> Exception:
+    """The error of the step that failed, as it told it in failure.json."""
+    told = folder / "failure.json"
+    if not told.exists():
+        return RuntimeError(f"{error}; see {folder / 'kfp.log'}")
+    failure = read_json(told)
+    if failure["kind"] == "user":
+        return UserError(failure["message"])
+    if failure["kind"] == "validation":
+        return ValidationStoppedError(failure["message"])
+    return RuntimeError(f"step {failure['step']}: {failure['message']}; see {folder / 'kfp.log'}")
+
+
+def _gather(settings: RunSettings, folder: Path, outputs: dict[str, Any]) -> RunResult:
+    evaluation = Path(outputs["evaluation"].path)
+    paths = {
+        "run": folder,
+        "log": folder / "run.log",
+        "evaluation": evaluation,
+        "report": Path(outputs["report"].path),
+        "gate_card": Path(outputs["gate_card"].path),
+        "data_docs": Path(outputs["data_docs"].path) / "index.html",
+    }
+    return RunResult(
+        run_id=settings.run_id,
+        dataset=settings.dataset,
+        metrics=read_json(evaluation / "metrics.json"),
+        verdict=str(outputs["verdict"]),
+        reasons=[str(reason) for reason in outputs["reasons"]],
+        model_version=str(outputs["model_version"]) or None,
+        paths={name: str(path) for name, path in paths.items()},
+    )
+
+
+@contextmanager
+def _captured(log: Path) -> Iterator[None]:
+    """Send file descriptors 1 and 2 into `log`: kfp prints its own and the steps' output to both."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, original in enumerate(kept, start=1):
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+@contextmanager
+def _following(log: Path, follow: bool) -> Iterator[None]:
+    """Copy what the steps append to `log` to stderr, as it comes."""
+    if not follow:
+        yield
+        return
+    stopped = threading.Event()
+    terminal = os.dup(2)
+
+    def copy() -> None:
+        with log.open("rb") as file:
+            while not stopped.wait(0.2):
+                os.write(terminal, file.read())
+            os.write(terminal, file.read())
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        os.close(terminal)

@@ -1,0 +1,89 @@
+"""Every setting of a run in one validated object: the same names in YAML, on the command line and in the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.align.settings import AlignSettings
+from components.dataset.errors import UserError
+from components.encode.settings import EncodeSettings
+from components.evaluate.settings import EvaluateSettings
+from components.finetune.settings import FinetuneSettings
+from components.models.config import BackboneConfig
+from components.prompt_transform.settings import PromptSettings
+from components.register.settings import GateSettings
+from components.validate.settings import ValidateSettings
+
+COLLABORATIVE = "collaborative"
+Method = Literal["collaborative", "ctrl"]
+Backbone = Literal["autoint", "dcn", "dcnv2", "deepfm", "fibinet", "pnn", "wide_deep", "xdeepfm"]
+
+
+class RunSettings(BaseModel):
+    """What one training run does; each field is a parameter of the pipeline."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    dataset: str = Field(default="sample", min_length=1, description="Embedded data set or path of a DatasetSpec.")
+    method: Method = Field(default="ctrl", description="How the collaborative model learns from the PLM.")
+    backbone: Backbone = Field(default="autoint", description="The collaborative model.")
+    seed: int = Field(default=1, ge=0, lt=2**31, description="Seed of initialisation, shuffling and sampling.")
+    run_id: str = Field(default="", description="Name of the run in the registry; Kubeflow's own if empty.")
+    shards: int = Field(default=1, ge=1, le=100, description="Parts in which the texts are encoded.")
+    model: BackboneConfig = BackboneConfig()
+    # pydantic's own BaseModel.validate forbids the plain name.
+    checks: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
+    prompt: PromptSettings = PromptSettings()
+    encode: EncodeSettings = EncodeSettings()
+    align: AlignSettings = AlignSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    gate: GateSettings = GateSettings()
+
+    def parameters(self) -> dict[str, Any]:
+        """The pipeline's arguments: every field but the method, which is the pipeline itself."""
+        # kfp has no null: a setting that is None is left out, and None is its default.
+        return self.model_dump(mode="json", by_alias=True, exclude={"method"}, exclude_none=True)
+
+
+def parse_settings(content: dict[str, Any], assignments: list[str]) -> RunSettings:
+    """Settings from a mapping and `key=value` assignments such as 'align.temperature=0.1', the latter first in rank.
+
+    Raises:
+        UserError: an assignment has no '=', a key is unknown, or a value is impossible.
+    """
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {assignment}: write key=value, such as --set align.temperature=0.1")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment}: the value is not understood; quote it as YAML") from None
+        _assign(content, key.split("."), parsed, assignment)
+    try:
+        return RunSettings.model_validate(content)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _assign(content: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    *sections, last = path
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise UserError(f"--set {assignment}: '{section}' is a value, not a section")
+    content[last] = value
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"setting '{key}': {str(problem['msg']).removeprefix('Value error, ')}, not {problem['input']!r}"
+    section = RunSettings().model_dump(by_alias=True)
+    for part in problem["loc"][:-1]:
+        section = section[part]
+    return f"unknown setting '{key}'; one of: {', '.join(sorted(section))}"

@@ -1,0 +1,23 @@
+"""The components of the pipelines under one name, so that a pipeline's parameters may bear the steps' names."""
+
+from components.align.component import align
+from components.deploy.component import deploy
+from components.encode.component import encode
+from components.evaluate.component import evaluate
+from components.finetune.component import finetune
+from components.prompt_transform.component import prompt_transform
+from components.register.component import register
+from components.retrieve.component import retrieve
+from components.validate.component import validate
+
+__all__ = [
+    "align",
+    "deploy",
+    "encode",
+    "evaluate",
+    "finetune",
+    "prompt_transform",
+    "register",
+    "retrieve",
+    "validate",
+]

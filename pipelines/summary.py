@@ -1,0 +1,72 @@
+"""What `tandem run` prints when it is done, and the bar of a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from components.run import home
+from pipelines.local import RunResult
+
+COLUMNS = {"auc": "AUC", "logloss": "log loss", "gauc": "GAUC"}
+SLICES = {"cold": "cold-start AUC", "warm": "warm AUC"}
+
+
+def show(result: RunResult) -> None:
+    """Print the arms, the verdict with its reasons, and where to look further."""
+    console = Console()
+    console.print(_arms(result))
+    bayes = result.metrics.get("bayes_auc")
+    if bayes is not None:
+        console.print(f"The best possible AUC on these rows (known probabilities) is {bayes:.4f}.")
+    console.print(f"\nVerdict: [bold]{result.verdict}[/bold]")
+    for reason in result.reasons:
+        console.print(f"  - {reason}", highlight=False)
+    console.print("\nLook further", style="bold")
+    for what, where in _pointers(result):
+        console.print(f"  {what:<11}{where}", highlight=False, soft_wrap=True)
+
+
+def _arms(result: RunResult) -> Table:
+    table = Table(title=f"Arms on the test part of {result.dataset}")
+    table.add_column("arm")
+    for title in (*COLUMNS.values(), *SLICES.values()):
+        table.add_column(title, justify="right")
+    for arm, metrics in result.metrics["arms"].items():
+        slices = [metrics["slices"].get(name, {}).get("auc") for name in SLICES]
+        table.add_row(arm, *(_number(value) for value in (*(metrics[name] for name in COLUMNS), *slices)))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _pointers(result: RunResult) -> list[tuple[str, Any]]:
+    workdir = home()
+    return [
+        ("report", result.paths["report"]),
+        ("Data Docs", result.paths["data_docs"]),
+        ("gate card", result.paths["gate_card"]),
+        ("log", result.paths["log"]),
+        ("MLflow UI", f"mlflow ui --backend-store-uri sqlite:///{workdir / 'mlflow.db'}"),
+        ("service", f"make serve, or tandem serve --workdir {workdir}"),
+    ]
+
+
+@contextmanager
+def download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on stderr; yields a function of (bytes so far, bytes in all or None)."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=None, visible=False)
+
+        def advance(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total, visible=True)
+
+        yield advance

@@ -1,0 +1,102 @@
+"""The training pipeline: what runs, in what order. The same pipeline runs on a laptop and on Kubeflow."""
+
+from typing import Any, NamedTuple
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from pipelines import steps
+from pipelines.policy import on_cpu, on_gpu
+from pipelines.settings import COLLABORATIVE, RunSettings
+
+
+class Result(NamedTuple):
+    """The outputs of the training pipeline."""
+
+    verdict: str
+    reasons: list
+    model_version: str
+    evaluation: dsl.Artifact
+    report: dsl.HTML
+    gate_card: dsl.Markdown
+    data_docs: dsl.HTML
+
+
+def training_pipeline(settings: RunSettings) -> BaseComponent:
+    """The training pipeline of one method; every other setting is a pipeline parameter with a default."""
+    method = settings.method
+    default: dict[str, Any] = settings.parameters()
+
+    @dsl.pipeline(name=f"tandem-training-{method}", description=f"Train, gate and deploy with method {method}.")
+    def pipeline(
+        dataset: str = default["dataset"],
+        run_id: str = default["run_id"],
+        backbone: str = default["backbone"],
+        seed: int = default["seed"],
+        shards: int = default["shards"],
+        model: dict = default["model"],
+        validate: dict = default["validate"],
+        prompt: dict = default["prompt"],
+        encode: dict = default["encode"],
+        align: dict = default["align"],
+        finetune: dict = default["finetune"],
+        evaluate: dict = default["evaluate"],
+        gate: dict = default["gate"],
+    ) -> Result:
+        architecture = {"backbone": backbone, "model": model, "seed": seed}
+
+        validated = on_cpu(steps.validate(dataset=dataset, settings=validate))
+        tables = validated.outputs["validated"]
+        rows = on_cpu(steps.retrieve(dataset=dataset, validated=tables), memory="16Gi").outputs["training_set"]
+
+        baseline = steps.finetune(training_set=rows, arm=COLLABORATIVE, settings=finetune, **architecture)
+        arms = {"collaborative": on_gpu(baseline).set_display_name("finetune-collaborative").outputs["trained"]}
+        learnt: dict[str, Any] = {}
+
+        if method != COLLABORATIVE:
+            prompts = on_cpu(steps.prompt_transform(training_set=rows, settings=prompt, shards=shards))
+            texts = prompts.outputs["prompts"]
+            with dsl.ParallelFor(prompts.outputs["Output"], name="shards", parallelism=100) as shard:
+                encoded = on_gpu(steps.encode(prompts=texts, settings=encode, shard=shard, shards=shards))
+            embeddings = dsl.Collected(encoded.outputs["embeddings"])
+            aligned = on_gpu(
+                steps.align(training_set=rows, prompts=texts, embeddings=embeddings, settings=align, **architecture)
+            )
+            learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
+            candidate = steps.finetune(
+                training_set=rows, arm=method, settings=finetune, checkpoint=learnt["checkpoint"], **architecture
+            )
+            arms["aligned"] = on_gpu(candidate).set_display_name(f"finetune-{method}").outputs["trained"]
+
+        evaluated = on_cpu(
+            steps.evaluate(dataset=dataset, training_set=rows, arm=method, settings=evaluate, **arms), memory="16Gi"
+        )
+        registered = on_cpu(
+            steps.register(
+                dataset=dataset,
+                run_id=run_id,
+                method=method,
+                backbone=backbone,
+                seed=seed,
+                settings=gate,
+                validated=tables,
+                training_set=rows,
+                evaluation=evaluated.outputs["evaluation"],
+                **arms,
+                **learnt,
+            )
+        )
+        bundle, verdict = registered.outputs["bundle"], registered.outputs["verdict"]
+        on_cpu(steps.deploy(dataset=dataset, validated=tables, bundle=bundle, verdict=verdict))
+
+        return Result(
+            verdict=verdict,
+            reasons=registered.outputs["reasons"],
+            model_version=registered.outputs["model_version"],
+            evaluation=evaluated.outputs["evaluation"],
+            report=registered.outputs["report"],
+            gate_card=registered.outputs["gate_card"],
+            data_docs=validated.outputs["data_docs"],
+        )
+
+    return pipeline

@@ -1,0 +1,97 @@
+"""Arrows go one way: pipelines → steps → training → objectives, models → dataset. No step imports another."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune", "evaluate", "register", "deploy"}
+BASE = {"components.dataset", "components.run"}
+LIBRARY = BASE | {"components.models", "components.objectives", "components.training"}
+
+#: Which of our rooms each room may import; its own modules go without saying.
+ALLOWED = {
+    "components.dataset": BASE,
+    "components.models": BASE,
+    "components.objectives": BASE,
+    "components.training": LIBRARY,
+    "components.registry": BASE,
+    "components.run": BASE,
+    "components.image": set(),
+    "feature_repo": BASE,
+    "serving": BASE,
+    "pipelines": {"components", "feature_repo", "pipelines"},
+} | {f"components.{step}": LIBRARY | {"components.registry", "components.image", "feature_repo"} for step in STEPS}
+
+#: Packages that a room must never import: the serving image holds neither, the core runs on a bare GPU node.
+BANNED = {
+    "serving": {"torch", "transformers", "kfp", "mlflow"},
+    "components.dataset": {"torch", "transformers", "kfp", "mlflow", "feast", "pandas", "great_expectations"},
+    "components.models": {"kfp", "mlflow", "feast", "pandas", "great_expectations", "bentoml"},
+    "components.objectives": {"kfp", "mlflow", "feast", "pandas", "great_expectations", "bentoml"},
+    "components.training": {"kfp", "mlflow", "feast", "pandas", "great_expectations", "bentoml"},
+}
+OURS = ("components", "feature_repo", "pipelines", "serving")
+
+
+def room_of(module: str) -> str:
+    """The room that a module lies in: components.<room>, or the top-level package."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "components" and len(parts) > 1 else parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+            if node.module in OURS:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files() -> list[Path]:
+    return [path for top in OURS for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    if path.name == "__init__.py":
+        assert not path.read_text().strip(), f"{path}: nothing is handed on; import from the module itself"
+        return
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    room = room_of(module)
+    allowed = ALLOWED[room]
+    for name in imports_of(path):
+        top = name.split(".")[0]
+        if top in OURS:
+            target = room_of(name)
+            fits = target == room or target in allowed or top in allowed or name in OURS
+            assert fits, f"{module} imports {name}: {room} may import only {sorted(allowed)}"
+        assert top not in BANNED.get(room, set()), f"{module} imports {name}, which {room} must not need"
+
+
+@pytest.mark.parametrize("step", sorted(STEPS))
+def test_component_files_are_thin(step):
+    """KFP inlines a component's source: its body stays short and its module imports only kfp and the image."""
+    path = ROOT / "components" / step / "component.py"
+    tree = ast.parse(path.read_text())
+    assert imports_of_top(tree) <= {"kfp", "typing", "components.image"}
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert [function.name for function in functions] == [step]
+    body = functions[0].body[1:]  # without the docstring
+    assert body[-1].end_lineno - body[0].lineno + 1 <= 20, f"{path}: the body belongs into the library"
+
+
+def imports_of_top(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
