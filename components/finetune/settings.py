@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from components.training.settings import LoopSettings
 
 
-class FinetuneSettings(BaseModel):
+class FinetuneSettings(LoopSettings):
     """How the collaborative model is trained on clicks, the same for every arm."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: int = Field(default=20, ge=1, le=1000, description="Epochs at most.")
-    batch_size: int = Field(default=2048, ge=2, description="Rows of a batch.")
-    learning_rate: float = Field(default=1e-3, gt=0, lt=1, description="Adam's learning rate.")
-    embedding_l2: float = Field(default=1e-4, ge=0, description="L2 penalty on the embedding rows of a batch.")
-    patience: int = Field(default=2, ge=1, description="Epochs without a better validation AUC before it stops.")
-    plateau_factor: float = Field(
-        default=1.0, gt=0, le=1, description="Factor on the learning rate after an epoch without a better AUC."
-    )
     threads: int = Field(default=0, ge=0, le=1024, description="Threads on a CPU; 0: as many as there are cores.")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,9 @@ from components.dataset.training_set import SplitArrays
 from components.models.base import CollaborativeModel
 from components.training.batches import Batches
 from components.training.metrics import auc, logloss
+from components.training.settings import LoopSettings
 
 log = logging.getLogger("tandem.training")
-
-
-class LoopSettings(Protocol):
-    """What the loop needs to know; FinetuneSettings says it."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    embedding_l2: float
-    patience: int
-    plateau_factor: float
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,20 @@
+"""The settings of the training loop."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LoopSettings(BaseModel):
+    """How a collaborative model is trained on clicks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(default=20, ge=1, le=1000, description="Epochs at most.")
+    batch_size: int = Field(default=2048, ge=2, description="Rows of a batch.")
+    learning_rate: float = Field(default=1e-3, gt=0, lt=1, description="Adam's learning rate.")
+    embedding_l2: float = Field(default=1e-4, ge=0, description="L2 penalty on the embedding rows of a batch.")
+    patience: int = Field(default=2, ge=1, description="Epochs without a better validation AUC before it stops.")
+    plateau_factor: float = Field(
+        default=1.0, gt=0, le=1, description="Factor on the learning rate after an epoch without a better AUC."
+    )

@@ -1,0 +1,52 @@
+"""Layouts, ids and models with weights everywhere, for the tests of the backbones."""
+
+import numpy as np
+import torch
+
+from components.dataset.layout import FieldSlots, InputLayout
+from components.models.config import BackboneConfig
+from components.models.registry import build_backbone
+
+SMALL = BackboneConfig(embedding_dim=6, hidden=(10, 7), dropout=0.2, layers=2, heads=2, attention_dim=4, cin=(5, 3))
+
+
+def layout_of(*widths, history=0, sizes=9):
+    """One field for each width; above 1 it is a multi field. A history of the last field's ids follows."""
+    fields, start, offset = [], 0, 1
+    for place, width in enumerate(widths):
+        kind = "category" if width == 1 else "multi"
+        fields.append(FieldSlots(f"field{place}", "user", kind, start, width, offset, sizes))
+        start, offset = start + width, offset + sizes
+    last = fields[-1]
+    seen = (FieldSlots("history", "item", last.kind, start, history, last.offset, sizes),) if history else ()
+    return InputLayout(tuple(fields), seen)
+
+
+MIXED = layout_of(1, 3, 1, 1, 2, history=2)
+
+
+def ids_of(layout, rows=11, seed=3):
+    """Random ids that fit; multi fields and the history padded after a random number of values."""
+    random = np.random.default_rng(seed)
+    ids = np.zeros((rows, layout.width), dtype=np.int64)
+    for slots in (*layout.fields, *layout.history):
+        drawn = random.integers(slots.offset, slots.offset + slots.size, (rows, slots.width))
+        filled = random.integers(1, slots.width + 1, (rows, 1))
+        ids[:, slots.start : slots.stop] = np.where(np.arange(slots.width) < filled, drawn, 0)
+    return torch.from_numpy(ids)
+
+
+def model_of(name, layout=MIXED, config=SMALL, seed=0):
+    """A backbone in eval mode: no weight and no statistic of its batch norm has its initial value."""
+    torch.manual_seed(seed)
+    model = build_backbone(name, layout, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+        for name_, buffer in model.named_buffers():
+            if name_.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 1.5)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight[0] = 0.0
+    return model.eval()

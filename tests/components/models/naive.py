@@ -1,0 +1,134 @@
+"""Each backbone once more: one row at a time, in float64 numpy, straight from the formulas of its paper."""
+
+from itertools import combinations
+
+import numpy as np
+
+
+def weights_of(model):
+    return {name: value.double().numpy() for name, value in model.state_dict().items()}
+
+
+def rows_of(layout, ids, table):
+    """The row of each field: the mean over the ids that are not padding."""
+    rows = []
+    for slots in layout.fields:
+        filled = [i for i in ids[slots.start : slots.stop] if i != 0]
+        rows.append(sum(table[i] for i in filled) / max(len(filled), 1) if filled else np.zeros(table.shape[1]))
+    return np.stack(rows)
+
+
+def relu(x):
+    return np.maximum(x, 0.0)
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def mlp(w, x, prefix="deep"):
+    layer = 0
+    while f"{prefix}.{layer}.weight" in w:
+        x = w[f"{prefix}.{layer}.weight"] @ x + w[f"{prefix}.{layer}.bias"]
+        norm = f"{prefix}.{layer + 1}"
+        x = (x - w[f"{norm}.running_mean"]) / np.sqrt(w[f"{norm}.running_var"] + 1e-5)
+        x = relu(x * w[f"{norm}.weight"] + w[f"{norm}.bias"])
+        layer += 4  # linear, norm, ReLU, dropout
+    return x
+
+
+def first_order(model, w, ids, name):
+    return rows_of(model.layout, ids, w[f"{name}.table.weight"])[:, 0]
+
+
+def wide_deep(model, w, e, ids):
+    return np.concatenate([first_order(model, w, ids, "wide"), mlp(w, e.ravel())])
+
+
+def deepfm(model, w, e, ids):
+    products = sum(e[i] * e[j] for i, j in combinations(range(len(e)), 2))
+    return np.concatenate([first_order(model, w, ids, "first_order"), products, mlp(w, e.ravel())])
+
+
+def dcn(model, w, e, ids):
+    x0 = x = e.ravel()
+    for layer in range(model.config.cross_layers):
+        x = np.outer(x0, x) @ w[f"cross.{layer}.weight.weight"][0] + w[f"cross.{layer}.bias"] + x
+    return np.concatenate([x, mlp(w, x0)])
+
+
+def dcnv2(model, w, e, ids):
+    x0 = x = e.ravel()
+    for layer in range(model.config.cross_layers):
+        if model.config.cross_rank == 0:
+            x = x0 * (w[f"cross.{layer}.matrix.weight"] @ x + w[f"cross.{layer}.matrix.bias"]) + x
+            continue
+        gates = softmax(w[f"cross.{layer}.gate.weight"] @ x)
+        mixed = np.zeros_like(x)
+        for expert, gate in enumerate(gates):
+            down, core, up = (w[f"cross.{layer}.{part}"][expert] for part in ("down", "core", "up"))
+            inner = np.tanh(core.T @ np.tanh(down.T @ x))
+            mixed += gate * (x0 * (up.T @ inner + w[f"cross.{layer}.bias"]))
+        x = mixed + x
+    return np.concatenate([x, mlp(w, x0)])
+
+
+def pnn(model, w, e, ids):
+    signals = [e.ravel()]
+    if model.config.product in {"inner", "both"}:
+        signals.append(np.array([e[i] @ e[j] for i, j in combinations(range(len(e)), 2)]))
+    if model.config.product in {"outer", "both"}:
+        signals.append(sum(np.outer(a, b) for a in e for b in e).ravel())
+    return mlp(w, np.concatenate(signals))
+
+
+def autoint(model, w, e, ids):
+    x, heads = e, model.config.heads
+    for layer in range(model.config.layers):
+        query, key, value, residual = np.split(w[f"attention.{layer}.project.weight"], 4)
+        size = len(query) // heads
+        out = np.zeros((len(x), len(query)))
+        for m in range(len(x)):
+            for head in range(heads):
+                part = slice(head * size, (head + 1) * size)
+                scores = np.array([(query[part] @ x[m]) @ (key[part] @ x[k]) for k in range(len(x))])
+                out[m, part] = sum(a * (value[part] @ x[k]) for k, a in enumerate(softmax(scores)))
+            out[m] = relu(out[m] + residual @ x[m])
+        x = out
+    return np.concatenate([x.ravel(), mlp(w, e.ravel())])
+
+
+def fibinet(model, w, e, ids):
+    z = e.mean(1)
+    importance = relu(w["senet.excite.weight"] @ relu(w["senet.squeeze.weight"] @ z))
+    products = []
+    for rows in (e, e * importance[:, None]):
+        for place, (i, j) in enumerate(combinations(range(len(e)), 2)):
+            which = {"all": 0, "each": i, "interaction": place}[model.config.bilinear]
+            products.append((rows[i] @ w["bilinear.weight"][which]) * rows[j])
+    return np.concatenate([first_order(model, w, ids, "first_order"), mlp(w, np.concatenate(products))])
+
+
+def xdeepfm(model, w, e, ids):
+    current, pooled = e, []
+    for layer, maps in enumerate(model.config.cin):
+        weight = w[f"cin.compress.{layer}.weight"].reshape(maps, len(current), len(e))
+        following = np.zeros((maps, e.shape[1]))
+        for h in range(maps):
+            for i in range(len(current)):
+                for j in range(len(e)):
+                    following[h] += weight[h, i, j] * current[i] * e[j]
+        current = following
+        pooled.append(current.sum(1))
+    return np.concatenate([first_order(model, w, ids, "first_order"), *pooled, mlp(w, e.ravel())])
+
+
+BY_NAME = {f.__name__: f for f in (wide_deep, deepfm, dcn, dcnv2, pnn, autoint, fibinet, xdeepfm)}
+
+
+def representation(name, model, ids):
+    """The representation [width] of one row of ids [W]."""
+    w = weights_of(model)
+    e = rows_of(model.layout, ids, w["embedding.table.weight"])
+    return BY_NAME[name](model, w, e, ids)

@@ -1,0 +1,139 @@
+"""Every backbone against its paper's formula, and the one interface that they share."""
+
+import numpy as np
+import pytest
+import torch
+
+from components.dataset.errors import UserError
+from components.dataset.layout import RESERVED_CODES
+from components.models.config import BackboneConfig
+from components.models.registry import BACKBONES, build_backbone, name_of
+from tests.components.models import naive
+from tests.components.models.making import MIXED, SMALL, ids_of, layout_of, model_of
+
+VARIANTS = [(name, {}) for name in BACKBONES] + [
+    ("dcnv2", {"cross_rank": 3}),
+    ("dcnv2", {"cross_rank": 3, "cross_experts": 4}),
+    ("pnn", {"product": "inner"}),
+    ("pnn", {"product": "outer"}),
+    ("fibinet", {"bilinear": "all"}),
+    ("fibinet", {"bilinear": "interaction"}),
+    ("autoint", {"heads": 1, "attention_dim": 3, "layers": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+@pytest.mark.parametrize("layout", [MIXED, layout_of(1, 1, 1)], ids=["mixed", "plain"])
+def test_a_backbone_is_its_papers_formula(name, changes, layout):
+    model = model_of(name, layout, SMALL.model_copy(update=changes))
+    ids = ids_of(layout)
+    with torch.no_grad():
+        found = model.representation(ids).numpy()
+        logits = model(ids).numpy()
+    expected = np.stack([naive.representation(name, model, row) for row in ids.numpy()])
+    assert found.shape == expected.shape == (len(ids), model.width)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+    weight, bias = model.head.weight.detach().numpy()[0], model.head.bias.item()
+    np.testing.assert_allclose(logits, found @ weight + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fresh_deepfm_adds_the_factorisation_machine_without_weights():
+    model = model_of("deepfm")
+    model.reset_head()
+    row = ids_of(MIXED)[:1]
+    w = naive.weights_of(model)
+    e = naive.rows_of(MIXED, row[0].numpy(), w["embedding.table.weight"])
+    pairs = sum(e[i] @ e[j] for i in range(len(e)) for j in range(i))
+    machine = naive.first_order(model, w, row[0].numpy(), "first_order").sum() + pairs
+    deep = naive.mlp(w, e.ravel()) @ w["head.weight"][0, model.additive :]
+    assert model(row).item() == pytest.approx(machine + deep, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_weight_learns_and_padding_stays_zero(name):
+    torch.manual_seed(0)
+    # Every parameter has a gradient where the rows differ from zero and no unit of the small layers is dead.
+    model = model_of(name).train()
+    torch.nn.functional.softplus(model(ids_of(MIXED, rows=256))).mean().backward()
+    for label, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, label
+    table = model.embedding.table
+    assert table.weight[0].abs().sum() == 0
+    assert table.weight.grad[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_fresh_head_changes_the_output_and_nothing_else(name):
+    model = model_of(name)
+    before = {label: value.clone() for label, value in model.state_dict().items()}
+    model.reset_head()
+    changed = {label for label, value in model.state_dict().items() if not torch.equal(value, before[label])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_reserved_codes_start_at_zero_and_values_do_not():
+    model = build_backbone("autoint", MIXED, SMALL)
+    for slots in MIXED.fields:
+        rows = model.embedding.table.weight[slots.offset : slots.offset + slots.size]
+        assert rows[list(RESERVED_CODES)].abs().sum() == 0
+        assert rows[len(RESERVED_CODES) :].abs().min(1).values.gt(0).all()
+        assert rows.std() < 0.05
+
+
+def test_history_and_order_of_a_multi_fields_values_change_nothing():
+    model = model_of("autoint")
+    ids = ids_of(MIXED)
+    turned = ids.clone()
+    turned[:, 1:4] = ids[:, 1:4].flip(1)
+    turned[:, MIXED.history[0].start :] = 0
+    torch.testing.assert_close(model(turned), model(ids))
+
+
+def test_an_empty_multi_field_is_a_zero_row():
+    model = model_of("autoint")
+    ids = ids_of(MIXED)
+    ids[:, 1:4] = 0
+    assert model.embedding(ids)[:, 1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_ids_may_be_int32(name):
+    model = model_of(name)
+    ids = ids_of(MIXED)
+    torch.testing.assert_close(model(ids.int()), model(ids))
+
+
+def test_names_are_found_again():
+    assert [name_of(model_of(name)) for name in BACKBONES] == list(BACKBONES)
+
+
+def test_an_unknown_backbone_is_named():
+    with pytest.raises(UserError, match="'autoit' is unknown; write one of: autoint, dcn"):
+        build_backbone("autoit", MIXED, SMALL)
+
+
+def test_pairs_need_two_fields():
+    with pytest.raises(UserError, match="fibinet"):
+        build_backbone("fibinet", layout_of(1), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 3}, "heads=3 must divide attention_dim=32"),
+        ({"cross_experts": 4}, "set cross_rank"),
+        ({"hidden": (8, 0)}, "whole numbers from 1"),
+        ({"hidden": ()}, "hidden"),
+        ({"depth": 3}, "depth"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        BackboneConfig(**changes)
+
+
+def test_large_tables_have_sparse_gradients():
+    model = build_backbone("deepfm", layout_of(1, 1, sizes=700_000), SMALL)
+    assert model.embedding.table.sparse
+    assert not model.first_order.table.sparse
+    assert not build_backbone("deepfm", MIXED, SMALL).embedding.table.sparse
