@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -48,8 +49,12 @@ def process(command: list[str], log: Path, address: str, env: dict[str, str]) ->
             wait_for(address, started, log)
             yield
         finally:
-            os.killpg(started.pid, 15)
-            started.wait(timeout=30)
+            os.killpg(started.pid, signal.SIGTERM)
+            try:
+                started.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(started.pid, signal.SIGKILL)
+                started.wait(timeout=30)
 
 
 def wait_for(address: str, started: subprocess.Popen, log: Path) -> None:
