@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.dataset.errors import UserError, ValidationStoppedError
 from components.run import home, read_json
 from pipelines.settings import RunSettings
+
+if TYPE_CHECKING:
+    from kfp.dsl.base_component import BaseComponent
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,21 @@ def _execute(settings: RunSettings, folder: Path) -> dict[str, Any]:
     from pipelines.training import training_pipeline
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"))
+    pipeline = _without_retries(training_pipeline(settings))
     try:
-        task = training_pipeline(settings)(**settings.parameters())
+        task = pipeline(**settings.parameters())
     except RuntimeError as error:
         raise _explained(folder, error) from None
     return dict(task.outputs)
+
+
+def _without_retries(pipeline: BaseComponent) -> BaseComponent:
+    """The pipeline with each task tried once: no node is lost here, and who waits wants to see the error."""
+    spec = pipeline.pipeline_spec
+    for graph in (spec.root.dag, *(component.dag for component in spec.components.values())):
+        for task in graph.tasks.values():
+            task.ClearField("retry_policy")
+    return pipeline
 
 
 def _explained(folder: Path, error: Exception) -> Exception:
@@ -138,12 +152,15 @@ def _explained(folder: Path, error: Exception) -> Exception:
 
 def _gather(settings: RunSettings, folder: Path, outputs: dict[str, Any]) -> RunResult:
     evaluation = Path(outputs["evaluation"].path)
+    # Artefacts of a pipeline have no file names that a browser would know.
+    shutil.copyfile(outputs["report"].path, folder / "report.html")
+    shutil.copyfile(outputs["gate_card"].path, folder / "gate_card.md")
     paths = {
         "run": folder,
         "log": folder / "run.log",
         "evaluation": evaluation,
-        "report": Path(outputs["report"].path),
-        "gate_card": Path(outputs["gate_card"].path),
+        "report": folder / "report.html",
+        "gate_card": folder / "gate_card.md",
         "data_docs": Path(outputs["data_docs"].path) / "index.html",
     }
     return RunResult(

@@ -1,6 +1,6 @@
 """Resources, secrets, retries and timeouts of each class of task, in one place.
 
-`kfp.local` ignores all of it; a cluster gets it from the compiled platform spec.
+A cluster gets it from the compiled platform spec; a local run ignores it, and takes the retries out.
 """
 
 from kfp import dsl, kubernetes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +28,7 @@ def show(result: RunResult) -> None:
         console.print(f"The best possible AUC on these rows (known probabilities) is {bayes:.4f}.")
     console.print(f"\nVerdict: [bold]{result.verdict}[/bold]")
     for reason in result.reasons:
-        console.print(f"  - {reason}", highlight=False)
+        console.print(f"  - {reason}", highlight=False, soft_wrap=True)
     console.print("\nLook further", style="bold")
     for what, where in _pointers(result):
         console.print(f"  {what:<11}{where}", highlight=False, soft_wrap=True)
@@ -54,7 +56,7 @@ def _pointers(result: RunResult) -> list[tuple[str, Any]]:
         ("Data Docs", result.paths["data_docs"]),
         ("gate card", result.paths["gate_card"]),
         ("log", result.paths["log"]),
-        ("MLflow UI", f"mlflow ui --backend-store-uri sqlite:///{workdir / 'mlflow.db'}"),
+        ("MLflow UI", f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri sqlite:///{workdir / 'mlflow.db'}"),
         ("service", f"make serve, or tandem serve --workdir {workdir}"),
     ]
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,8 @@ from components.run import home, write_json
 
 log = logging.getLogger("tandem.deploy")
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGES = (
-    "bentoml>=1.4.39",
-    "feast[redis]>=0.67.0",
-    "numpy",
-    "onnxruntime",
-    "pyarrow",
-    "pydantic",
-    "pyyaml",
-    "fsspec",
-)
+#: What the Bento installs; each at the version that is here, which is the one that was tested.
+PACKAGES = ("bentoml", "feast[redis]", "fsspec", "numpy", "onnxruntime", "pyarrow", "pydantic", "pyyaml")
 
 
 def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Path) -> dict[str, Any]:
@@ -67,8 +60,8 @@ def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     import bentoml
 
-    version = re.sub(r"[^a-z0-9_.-]", "-", str(bundle.manifest["run_id"]).lower())
-    tag = f"tandem-{spec.name}:{version}"
+    number = re.sub(r"[^a-z0-9_.-]", "-", str(bundle.manifest["run_id"]).lower())
+    tag = f"tandem-{spec.name}:{number}"
     labels = {"arm": str(bundle.manifest["arm"]), "backbone": str(bundle.manifest["backbone"])}
     if not _stored(tag):
         with bentoml.models.create(tag, labels=labels) as model:
@@ -76,14 +69,18 @@ def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:
     bento = bentoml.bentos.build(
         "serving.service:Tandem",
         name=f"tandem-{spec.name}",
-        version=version,
+        version=number,
         build_ctx=str(PROJECT),
         include=["serving/*.py", "components/__init__.py", "components/run.py", "components/dataset/*.py"],
-        python={"packages": list(PACKAGES), "lock_packages": False},
+        python={"packages": [_pinned(package) for package in PACKAGES], "lock_packages": False},
         models=[tag],
-        envs=[{"name": "TANDEM_MODEL", "value": tag}],  # type: ignore[list-item]  # bentoml takes the plain form
+        docker={"env": {"TANDEM_MODEL": tag}},
     )
     return {"model": tag, "bento": str(bento.tag)}
+
+
+def _pinned(package: str) -> str:
+    return f"{package}=={version(package.partition('[')[0])}"
 
 
 def _stored(tag: str) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from components.dataset.bundle import Bundle, BundleError
 from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
+from components.evaluate.settings import EvaluateSettings
 from components.training.metrics import Floats
 
 #: Probabilities [n] of ids [n, width].
@@ -33,23 +34,27 @@ class Champion:
     reason: str | None
 
 
-def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, batch_size: int) -> Scorer:
+def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, settings: EvaluateSettings) -> Scorer:
     """A function that scores ids with an arm's model.
 
     Raises:
         UserError: the model was trained on other fields or another vocabulary.
     """
+    import torch
+
     from components.training.checkpoints import load_model
     from components.training.device import pick_device
     from components.training.loop import predict
 
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     model = load_model(checkpoint)
     if model.layout != layout:
         raise UserError(f"arm '{arm}': {checkpoint} was trained on another training set; run finetune again")
     model = model.to(pick_device())
 
     def score(ids: npt.NDArray[Any]) -> Floats:
-        return sound(f"arm '{arm}'", predict(model, ids, batch_size))
+        return sound(f"arm '{arm}'", predict(model, ids, settings.batch_size))
 
     return score
 

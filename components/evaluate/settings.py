@@ -21,3 +21,4 @@ class EvaluateSettings(BaseModel):
         default=20_000, ge=100, description="Rows drawn from the valid and the test part for the degradation table."
     )
     batch_size: int = Field(default=2048, ge=1, description="Rows scored at once.")
+    threads: int = Field(default=0, ge=0, le=1024, description="Threads on a CPU; 0: as many as there are cores.")

@@ -87,7 +87,7 @@ def evaluate(
     if candidate not in arms:
         raise UserError(f"candidate '{candidate}' is no arm; write one of {', '.join(sorted(arms))}")
     rows = _Rows.read(training_set, settings)
-    scorers = {arm: arm_scorer(arm, path, rows.data.layout, settings.batch_size) for arm, path in arms.items()}
+    scorers = {arm: arm_scorer(arm, path, rows.data.layout, settings) for arm, path in arms.items()}
     scores = {arm: scorer(rows.arrays.ids) for arm, scorer in scorers.items()}
     beaten = None if champion is None else score_champion(champion, rows.data.table(TEST), settings.batch_size)
     content = _metrics(rows, scores, candidate, beaten)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from components.dataset.layout import InputLayout
 from components.models.base import BackboneConfig, CollaborativeModel, mlp
@@ -19,12 +20,13 @@ class InteractingLayer(nn.Module):
     def __init__(self, width: int, config: BackboneConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        # One product for queries, keys, values and residual: four small ones cost more than their arithmetic.
+        # Queries, keys, values, residual: one weight, but a product for each. One wide product costs more in the
+        # backward pass, where its gradient has to be put together first.
         self.project = nn.Linear(width, 4 * config.attention_dim, bias=False)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Interacted rows [batch, F, attention_dim]."""
-        query, key, value, residual = self.project(rows).chunk(4, dim=-1)
+        query, key, value, residual = (functional.linear(rows, part) for part in self.project.weight.chunk(4))
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         weights = torch.softmax(query @ key.transpose(-1, -2), dim=-1)
         attended = (weights @ value).transpose(1, 2).flatten(2)

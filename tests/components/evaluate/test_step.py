@@ -21,7 +21,7 @@ from components.training.checkpoints import save_model
 from components.training.seeds import seed_everything
 from tests.components.evaluate.logs import spec_of, table, training_set, weights_of, write_bundle
 
-SETTINGS = EvaluateSettings(resamples=50, degradation_rows=200)
+SETTINGS = EvaluateSettings(resamples=50, degradation_rows=200, threads=1)
 CONFIG = BackboneConfig(embedding_dim=4, hidden=(8,), layers=1)
 FILES = {"metrics.json", "curves.json", "lift.json", "degradation.json"}
 
