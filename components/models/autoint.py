@@ -27,10 +27,15 @@ class InteractingLayer(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Interacted rows [batch, F, attention_dim]."""
         query, key, value, residual = (functional.linear(rows, part) for part in self.project.weight.chunk(4))
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        query, key, value = (self._by_head(part) for part in (query, key, value))
         weights = torch.softmax(query @ key.transpose(-1, -2), dim=-1)
         attended = (weights @ value).transpose(1, 2).flatten(2)
         return torch.relu(attended + residual)
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        """[batch, F, attention_dim] -> [batch, heads, F, attention_dim / heads]."""
+        split: Tensor = rows.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return split.transpose(1, 2)
 
 
 class AutoInt(CollaborativeModel):
