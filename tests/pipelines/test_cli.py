@@ -1,0 +1,174 @@
+"""What a user meets at the command line: help, refusals with exit code 2, nothing written by them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipelines.shop import SPEC, tandem, write_shop, write_spec
+
+
+@pytest.fixture
+def shop(tmp_path):
+    write_shop(tmp_path)
+    return tmp_path
+
+
+def refused(folder: Path, *arguments: str | Path, code: int = 2) -> str:
+    """The message of a command that is refused, after which nothing is registered or half-written."""
+    home = folder / "home"
+    done = tandem(*arguments, home=home)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout.strip()
+    assert not (home / "mlflow.db").exists()
+    assert not (home / "serving").exists()
+    return done.stderr
+
+
+def test_help_and_version_need_nothing_heavy():
+    shown = tandem("--help")
+    assert shown.returncode == 0
+    for command in ("run", "compile", "data", "serve", "registry"):
+        assert command in shown.stdout
+    assert re.fullmatch(r"tandem \d+\.\d+\.\d+", tandem("--version").stdout.strip())
+
+
+def test_help_imports_no_heavy_package():
+    import subprocess
+    import sys
+
+    from tests.pipelines.shop import ROOT
+
+    code = (
+        "import sys; sys.argv = ['tandem', '--help']\n"
+        "from pipelines.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'kfp', 'mlflow', 'feast', 'pandas', 'numpy', 'bentoml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--dataset", "smaple"), ["smaple", "sample"]),
+        (("--dataset", "nowhere.yaml"), ["nowhere.yaml"]),
+        (("--set", "align.temprature=1"), ["align.temprature", "temperature"]),
+        (("--set", "align.temperature"), ["key=value"]),
+        (("--set", "align.temperature=hot"), ["align.temperature", "hot"]),
+        (("--set", "seed.deep=1"), ["seed"]),
+        (("--backbone", "transformer"), ["backbone", "autoint"]),
+        (("--seed", "-1"), ["seed"]),
+        (("--config", "absent.yaml"), ["absent.yaml"]),
+        (("--method", "magic"), ["method", "ctrl"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_wrong_flags_are_refused(tmp_path, arguments, said):
+    message = refused(tmp_path, "run", *arguments)
+    for word in said:
+        assert word in message
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def spec(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: write_spec(folder, **changes) and None
+
+
+WRONG = {
+    "missing file": (lambda folder: (folder / "users.csv").unlink(), ["users.csv"]),
+    "missing column": (replaced("clicks.csv", "clicked", "klicked"), ["clicks.csv", "clicked"]),
+    "missing field column": (replaced("users.csv", "gender", "sex"), ["users.csv", "gender"]),
+    "empty file": (written("clicks.csv", ""), ["clicks.csv", "empty"]),
+    "header only": (written("clicks.csv", "customer,sku,shown_at,clicked,device\n"), ["clicks.csv"]),
+    "wrong type": (
+        lambda folder: (folder / "items.jsonl").write_text(
+            (folder / "items.jsonl").read_text().replace('"price": 3.0', '"price": "dear"')
+        ),
+        ["items.jsonl", "price", "number and string"],
+    ),
+    "label of one class": (
+        lambda folder: (folder / "clicks.csv").write_text(
+            re.sub(r",0,(phone|desktop)", r",1,\1", (folder / "clicks.csv").read_text())
+        ),
+        ["clicked"],
+    ),
+    "duplicate key": (replaced("users.csv", "c1,", "c0,"), ["users.csv", "c0"]),
+    "unparsable time": (replaced("clicks.csv", ",1700000000,", ",yesterday,"), ["clicks.csv", "shown_at", "yesterday"]),
+    "unknown key": (spec(colour="red"), ["shop.yaml", "colour"]),
+    "unknown kind": (
+        spec(fields=[*SPEC["fields"][1:], {"name": "x", "side": "user", "kind": "idd"}]),
+        ["shop.yaml", "kind"],
+    ),
+    "no YAML": (written("shop.yaml", "name: [shop"), ["shop.yaml"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_data_is_refused(shop, name):
+    change, said = WRONG[name]
+    change(shop)
+    message = refused(shop, "run", "--dataset", shop / "shop.yaml")
+    for word in said:
+        assert word in message, message
+
+
+def test_too_many_unknown_users_stop_the_run(shop):
+    lines = (shop / "clicks.csv").read_text().splitlines()
+    lines = [line.replace("c", "stranger", 1) if number % 2 else line for number, line in enumerate(lines)]
+    (shop / "clicks.csv").write_text("\n".join(lines) + "\n")
+    message = refused(shop, "run", "--dataset", shop / "shop.yaml", "--set", "validate.stop_on=warning", code=3)
+    assert "users" in message
+
+
+def test_compile_writes_what_the_file_name_says(tmp_path):
+    assert tandem("compile", tmp_path / "out.txt").returncode == 2
+    done = tandem("compile", tmp_path / "out.yaml", "--method", "collaborative", "--set", "finetune.epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.yaml"]
+    compiled = next(yaml.safe_load_all((tmp_path / "out.yaml").read_text()))
+    parameters = compiled["root"]["inputDefinitions"]["parameters"]
+    assert parameters["finetune"]["defaultValue"]["epochs"] == 3
+
+
+def test_serving_before_deploying_is_refused(tmp_path):
+    assert "tandem run" in refused(tmp_path, "serve")
+
+
+def test_config_file_and_flags_meet(tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("align: {temperature: 0.2}\nfinetune: {epochs: 4}\n")
+    out = tmp_path / "out.yaml"
+    done = tandem("compile", out, "--config", config, "--set", "finetune.epochs=5")
+    assert done.returncode == 0, done.stderr
+    parameters = next(yaml.safe_load_all(out.read_text()))["root"]["inputDefinitions"]["parameters"]
+    assert parameters["align"]["defaultValue"]["temperature"] == 0.2
+    assert parameters["finetune"]["defaultValue"]["epochs"] == 5
+
+
+def test_registry_of_nothing_says_so(tmp_path):
+    done = tandem("registry", "rollback", home=tmp_path)
+    assert done.returncode == 2
+    assert "sample" in done.stderr
+    done = tandem("registry", "history", home=tmp_path)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == []

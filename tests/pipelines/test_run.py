@@ -1,0 +1,126 @@
+"""The real chain on a user's own files: every step in its process, then the service and the registry."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.dataset.bundle import Bundle
+from tests.pipelines.shop import QUICK, tandem, write_shop, write_spec
+
+pytestmark = pytest.mark.slow
+SET = [word for assignment in QUICK for word in ("--set", assignment)]
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The shop's folder after one run, and what the run printed last."""
+    folder = tmp_path_factory.mktemp("shop")
+    path = write_shop(folder)
+    done = tandem("run", "--dataset", path, "--run-id", "first", "--json", *SET, home=folder / "home")
+    return folder, result_of(done)
+
+
+def test_both_arms_are_measured_and_one_is_promoted(ran):
+    _, result = ran
+    assert set(result["arms"]) == {"collaborative", "ctrl"}
+    for arm in result["arms"].values():
+        assert 0 < arm["auc"] < 1
+        assert arm["logloss"] > 0
+        assert {"cold", "warm", "new_users", "new_items"} <= set(arm["slices"])
+    assert result["run_id"] == "first"
+    assert result["verdict"] == "promoted"
+    assert result["model_version"] == "1"
+    assert "no champion" in result["reasons"][0]
+
+
+def test_every_path_that_is_named_exists(ran):
+    _, result = ran
+    for name, path in result["paths"].items():
+        assert Path(path).exists(), name
+    assert "<html" in Path(result["paths"]["report"]).read_text()[:1000]
+
+
+def test_every_step_tells_its_time(ran):
+    folder, _ = ran
+    lines = [json.loads(line) for line in (folder / "home/runs/first/steps.jsonl").read_text().splitlines()]
+    steps = ["validate", "retrieve", "prompt_transform", "encode", "align", "finetune-collaborative", "finetune-ctrl"]
+    assert {line["step"] for line in lines} == {*steps, "evaluate", "register", "deploy"}
+
+
+def test_what_is_served_holds_no_language_model(ran):
+    folder, _ = ran
+    deployed = json.loads((folder / "home/serving/shop.json").read_text())
+    name, version = deployed["model"].split(":")
+    bundle = Bundle.open(folder / "home/bentoml/models" / name / version)
+    assert bundle.manifest["arm"] == "ctrl"
+    assert bundle.spec.name == "shop"
+
+
+def test_nothing_is_pickled(ran):
+    folder, _ = ran
+    found = [path for path in (folder / "home").rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".joblib"}]
+    assert not found
+
+
+def test_the_registry_tells_what_happened(ran):
+    folder, _ = ran
+    done = tandem("registry", "history", "--dataset", "shop", home=folder / "home")
+    (move,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (move["action"], move["version"], move["run_id"]) == ("promoted", "1", "first")
+
+
+def test_the_same_run_again_is_a_tie_and_encodes_nothing(ran, tmp_path):
+    """Same seed, same rows: the candidate equals the champion to the last digit, and the champion stays."""
+    folder, first = ran
+    again = result_of(tandem("run", "--dataset", folder / "shop.yaml", "--json", *SET, home=folder / "home"))
+    assert {arm: m["auc"] for arm, m in again["arms"].items()} == {arm: m["auc"] for arm, m in first["arms"].items()}
+    assert again["verdict"] == "kept"
+    assert "tie" in again["reasons"][0]
+    encoded = next(line for line in Path(again["paths"]["log"]).read_text().splitlines() if "texts encoded" in line)
+    assert re.search(r" 0 texts encoded", encoded), encoded
+    assert json.loads((folder / "home/serving/shop.json").read_text())["model"] == "tandem-shop:first"
+
+
+def test_a_run_id_is_used_once(ran):
+    folder, _ = ran
+    done = tandem("run", "--dataset", folder / "shop.yaml", "--run-id", "first", home=folder / "home")
+    assert done.returncode == 2
+    assert "--run-id first" in done.stderr
+
+
+def test_shards_and_a_backbone_without_time_stamps(tmp_path):
+    """No time stamps: a random split and no history; the texts encoded in three shards; another backbone."""
+    write_shop(tmp_path)
+    text = (tmp_path / "clicks.csv").read_text().splitlines()
+    rows = [line.split(",") for line in text]
+    (tmp_path / "clicks.csv").write_text("".join(",".join([*row[:2], *row[3:]]) + "\n" for row in rows))
+    spec = write_spec(tmp_path, keys={"user": "customer", "item": "sku"}, split={"by": "random"})
+    arguments = ["--dataset", spec, "--backbone", "dcnv2", "--set", "shards=3", "--json", *SET]
+    result = result_of(tandem("run", *arguments, home=tmp_path / "home"))
+    assert set(result["arms"]) == {"collaborative", "ctrl"}
+    assert (tmp_path / "home/runs" / result["run_id"] / "run.log").read_text().count("texts encoded") == 3
+
+
+def test_a_fault_in_a_step_is_named(ran, tmp_path):
+    """A step that fails by no fault of the user's: exit code 1, the step and the log are named."""
+    folder, _ = ran
+    blocked = tmp_path / "home"
+    blocked.mkdir()
+    (blocked / "encodings").write_text("a file where a folder must be")
+    done = tandem("run", "--dataset", folder / "shop.yaml", *SET, home=blocked)
+    assert done.returncode in {1, 2}
+    assert "encod" in done.stderr.splitlines()[-1]
+    assert yaml.safe_load((folder / "shop.yaml").read_text())["name"] == "shop"
