@@ -17,6 +17,8 @@ from uuid import uuid4
 from components.dataset.errors import UserError, ValidationStoppedError
 
 log = logging.getLogger("tandem")
+#: How failure.json names the errors that are not faults of ours.
+KINDS = {UserError: "user", ValidationStoppedError: "validation"}
 
 
 def home() -> Path:
@@ -49,7 +51,7 @@ def step(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind = {UserError: "user", ValidationStoppedError: "validation"}.get(type(error), "error")
+        kind = next((kind for type_, kind in KINDS.items() if isinstance(error, type_)), "error")
         message = str(error) or type(error).__name__
         write_json(folder / "failure.json", {"kind": kind, "step": name, "message": message})
         raise
@@ -64,7 +66,9 @@ def _log_to(path: Path, name: str) -> None:
     format_ = logging.Formatter(f"%(asctime)s {name:<16} %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.handlers.clear()
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+        handler.close()
     for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")):
         handler.setFormatter(format_)
         log.addHandler(handler)

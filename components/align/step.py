@@ -134,7 +134,7 @@ def align(
         The health report: `before`, `after`, the verdict healthy or collapsed, and its reasons.
 
     Raises:
-        UserError: the embeddings do not belong to the prompts.
+        UserError: the embeddings do not belong to the prompts, or are no numbers.
     """
     data = TrainingSet.open(training_set)
     encoded = EmbeddingSet.open(embeddings)
@@ -163,5 +163,8 @@ def _text_rows(prompts: PromptSet, embeddings: EmbeddingSet) -> TextRows:
     highest = max(int(numbers.max()) for numbers in index.values())
     if highest >= len(matrix):
         raise UserError(f"the prompts name text {highest}, but there are {len(matrix)} embeddings; run encode again")
+    unsound = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if len(unsound):
+        raise UserError(f"the embedding of text {unsound[0]} holds what is no number; run encode again")
     columns = {part: torch.from_numpy(numbers) for part, numbers in index.items()}
     return TextRows(torch.from_numpy(matrix), columns, pick_device())

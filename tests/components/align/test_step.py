@@ -1,0 +1,136 @@
+"""The align step on a log whose texts and rows tell the same story."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from components.align.settings import AlignSettings
+from components.align.step import Alignment, align
+from components.dataset.embeddings import write_embeddings
+from components.dataset.errors import UserError
+from components.dataset.prompts import TEXT_SCHEMA, text_hash, write_prompt_set
+from components.models.config import BackboneConfig
+from components.training.checkpoints import load_model
+from components.training.loop import TrainingError
+from tests.components.evaluate.logs import training_set
+
+CONFIG = BackboneConfig(embedding_dim=8, hidden=(16,), layers=1, dropout=0.0)
+SETTINGS = AlignSettings(epochs=3, batch_size=128, temperature=0.1, learning_rate=3e-3, health_rows=128)
+DIM = 12
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A training set, prompts that name each user and item, and a vector for each of them."""
+    folder = tmp_path_factory.mktemp("align")
+    data = training_set(folder / "training_set")
+    keys: dict[str, int] = {}
+    index = {}
+    for part in ("train", "valid", "test"):
+        rows = data.table(part)
+        columns = {"user_text": rows["user_id"].to_pylist(), "item_text": rows["item_id"].to_pylist()}
+        index[part] = {
+            name: np.array([keys.setdefault(key, len(keys)) for key in names], np.int32)
+            for name, names in columns.items()
+        }
+    texts = pa.table(
+        {
+            "text_id": pa.array(range(len(keys)), pa.int32()),
+            "side": ["user" if key.startswith("u") else "item" for key in keys],
+            "text": list(keys),
+            "hash": [text_hash(key) for key in keys],
+            "spans": pa.array([[] for _ in keys], TEXT_SCHEMA.field("spans").type),
+        }
+    )
+    write_prompt_set(folder / "prompts", texts, index, {}, {"granularity": "entity", "prompt_hash": "p"})
+    vectors = np.random.default_rng(0).normal(size=(len(keys), DIM)).astype(np.float32)
+    embed(folder / "embeddings", vectors)
+    return folder, vectors
+
+
+def embed(path, vectors):
+    cache = {"hits": 0, "misses": len(vectors), "seconds": 0.0, "seconds_saved": 0.0}
+    meta = {"plm": "tiny", "plm_revision": None, "plm_digest": "d", "pooling": "mean", "cache": cache}
+    write_embeddings(path, vectors, np.arange(len(vectors), dtype=np.int32), meta)
+
+
+def aligned(inputs, output, embeddings=None, settings=SETTINGS, seed=1):
+    folder, _ = inputs
+    paths = folder / "training_set", folder / "prompts", [embeddings or folder / "embeddings"], output
+    return align(*paths, "autoint", CONFIG, settings, seed)
+
+
+def test_rows_find_their_texts(inputs, tmp_path):
+    health = aligned(inputs, tmp_path / "out")
+    before, after = health["before"], health["after"]
+    assert health["verdict"] == "healthy"
+    assert after["loss"] < before["loss"]
+    assert after["retrieval_by_text"] > 5 * before["retrieval_by_text"]
+    assert after["retrieval_by_table"] > 0.2
+    assert json.loads((tmp_path / "out" / "health.json").read_text()) == health
+    losses = [line["loss"] for line in json.loads((tmp_path / "out" / "curve.json").read_text())["history"]]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_texts_that_say_nothing_cannot_be_found(inputs, tmp_path):
+    """The measure is honest: with one vector for all texts retrieval stays at chance, and the collapse is named."""
+    _, vectors = inputs
+    embed(tmp_path / "same", np.ones_like(vectors))
+    health = aligned(inputs, tmp_path / "out", tmp_path / "same")
+    assert health["verdict"] == "collapsed"
+    assert any("text" in reason for reason in health["reasons"])
+
+
+def test_nothing_of_the_other_side_is_kept(inputs, tmp_path):
+    aligned(inputs, tmp_path / "out")
+    fresh = set(load_model(tmp_path / "out").state_dict())
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == fresh
+    meta = json.loads((tmp_path / "out" / "config.json").read_text())["meta"]
+    assert (meta["plm"], meta["plm_digest"], meta["seed"]) == ("tiny", "d", 1)
+
+
+def test_the_same_seed_gives_the_same_model(inputs, tmp_path):
+    short = SETTINGS.model_copy(update={"epochs": 1})
+    for name, seed in (("one", 1), ("other", 1), ("third", 2)):
+        aligned(inputs, tmp_path / name, settings=short, seed=seed)
+    one, other, third = (load_model(tmp_path / name).embedding.table.weight for name in ("one", "other", "third"))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, third)
+
+
+def test_embeddings_of_other_prompts_are_refused(inputs, tmp_path):
+    _, vectors = inputs
+    embed(tmp_path / "few", vectors[:5])
+    with pytest.raises(UserError, match="run encode again"):
+        aligned(inputs, tmp_path / "out", tmp_path / "few")
+    assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_that_are_no_numbers_are_refused(inputs, tmp_path):
+    _, vectors = inputs
+    broken = vectors.copy()
+    broken[7, 3] = np.nan
+    embed(tmp_path / "broken", broken)
+    with pytest.raises(UserError, match="text 7"):
+        aligned(inputs, tmp_path / "out", tmp_path / "broken")
+
+
+def test_a_loss_that_is_no_number_leaves_nothing(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(Alignment, "_loss", lambda self, *_: self.heads.text.weight.sum() * math.nan)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        aligned(inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rate_rises_linearly_and_stays():
+    work = Alignment.__new__(Alignment)
+    work.settings = AlignSettings(learning_rate=5e-4, warmup_from=1e-5, warmup_share=0.1)
+    rates = [5e-4 * work._rate(step, 100) for step in (0, 5, 10, 99)]
+    assert rates == pytest.approx([1e-5, 2.55e-4, 5e-4, 5e-4])
