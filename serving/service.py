@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from components.dataset.bundle import Bundle
+from serving.errors import ErrorBodies
 from serving.features import OnlineFeatures
 from serving.ranker import ContextError, Ranker
 from serving.schemas import PredictRequest, PredictResponse, RankRequest, RankResponse
@@ -70,6 +71,9 @@ class Tandem:
         """Give the click probability of explicit pairs of user and item."""
         with _refusals():
             return self.ranker.predict(request)
+
+
+Tandem.add_asgi_middleware(ErrorBodies)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""A shop that the real pipeline has trained and deployed, and the real service on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from filelock import FileLock
+
+from tests.pipelines.shop import QUICK, ROOT, tandem, write_shop
+
+READY_WITHIN = 90.0
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory, worker_id) -> Path:
+    """The folder of a shop with a home that holds a deployed model; made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    folder = shared / "deployed-shop"
+    with FileLock(shared / "deployed-shop.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            spec = write_shop(folder)
+            words = [word for assignment in QUICK for word in ("--set", assignment)]
+            arguments = ["--dataset", spec, "--method", "collaborative", "--run-id", "first", *words]
+            done = tandem("run", *arguments, home=folder / "home")
+            assert done.returncode == 0, done.stderr
+            (folder / "done").touch()
+    return folder
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service."""
+
+    client: httpx.Client
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def post(self, path: str, content: Any) -> httpx.Response:
+        return self.client.post(path, json=content)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def service(shop, tmp_path_factory) -> Iterator[Service]:
+    """`tandem serve` in a process of its own."""
+    port, log = free_port(), tmp_path_factory.mktemp("service") / "log"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TANDEM_HOME": str(shop / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", str(port)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+    try:
+        _await_ready(client, process, log)
+        yield Service(client, process, log)
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(30)
+
+
+def _await_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            if client.get("/readyz").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"not ready within {READY_WITHIN} s: {log.read_text()}")
