@@ -6,11 +6,12 @@ import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from components.dataset.bundle import Bundle
+from components.dataset.bundle import Bundle, BundleError
 from components.dataset.catalog import load_spec
 from components.dataset.spec import DatasetSpec
 from components.run import home, write_json
@@ -55,20 +56,36 @@ def refresh_features(spec: DatasetSpec, validated: Path) -> dict[str, int]:
 
 
 def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:
-    """Put the bundle into the BentoML model store under `home()` and build a Bento that serves it."""
+    """Put the bundle into the BentoML model store under `home()` and build a Bento that serves it.
+
+    A step that is tried again finds what it has stored; what was left half-written is made anew.
+    """
     os.environ.setdefault("BENTOML_HOME", str(home() / "bentoml"))
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     import bentoml
 
     number = re.sub(r"[^a-z0-9_.-]", "-", str(bundle.manifest["run_id"]).lower())
     tag = f"tandem-{spec.name}:{number}"
-    labels = {"arm": str(bundle.manifest["arm"]), "backbone": str(bundle.manifest["backbone"])}
-    if not _stored(tag):
+    if not _holds(tag, bundle):
+        _delete(bentoml.bentos, tag)
+        _delete(bentoml.models, tag)
+        labels = {"arm": str(bundle.manifest["arm"]), "backbone": str(bundle.manifest["backbone"])}
         with bentoml.models.create(tag, labels=labels) as model:
             shutil.copytree(bundle.path, model.path, dirs_exist_ok=True)
-    bento = bentoml.bentos.build(
+    try:
+        bentoml.bentos.get(tag)
+    except bentoml.exceptions.BentoMLException:
+        _delete(bentoml.bentos, tag)
+        _pack(tag, spec.name, number)
+    return {"model": tag, "bento": tag}
+
+
+def _pack(tag: str, name: str, number: str) -> None:
+    import bentoml
+
+    bentoml.bentos.build(
         "serving.service:Tandem",
-        name=f"tandem-{spec.name}",
+        name=f"tandem-{name}",
         version=number,
         build_ctx=str(PROJECT),
         include=["serving/*.py", "components/__init__.py", "components/run.py", "components/dataset/*.py"],
@@ -76,18 +93,24 @@ def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:
         models=[tag],
         docker={"env": {"TANDEM_MODEL": tag}},
     )
-    return {"model": tag, "bento": str(bento.tag)}
 
 
 def _pinned(package: str) -> str:
     return f"{package}=={version(package.partition('[')[0])}"
 
 
-def _stored(tag: str) -> bool:
+def _holds(tag: str, bundle: Bundle) -> bool:
+    """Whether the model store holds this very bundle, whole, under the tag."""
     import bentoml
 
     try:
-        bentoml.models.get(tag)
-    except bentoml.exceptions.NotFound:
+        return Bundle.open(Path(bentoml.models.get(tag).path)).manifest == bundle.manifest
+    except (bentoml.exceptions.BentoMLException, BundleError):
         return False
-    return True
+
+
+def _delete(store: Any, tag: str) -> None:
+    import bentoml
+
+    with suppress(bentoml.exceptions.NotFound):
+        store.delete(tag)
