@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,18 @@ class Alignment:
         self.size = size
 
     def train(self) -> list[dict[str, Any]]:
-        """Run every epoch; one line of the curve for each."""
+        """Run every epoch; a line of the curve for each tenth of one: the mean loss since the last line."""
         steps = self.batches * self.settings.epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self._rate(step, steps))
-        curve = []
-        for epoch in range(1, self.settings.epochs + 1):
+        curve: list[dict[str, Any]] = []
+        for epoch in range(self.settings.epochs):
             started = time.perf_counter()
-            loss = self._epoch(schedule)
-            curve.append({"epoch": epoch, "loss": loss, "seconds": round(time.perf_counter() - started, 3)})
-            log.info("epoch %d of %d: loss %.4f, %.1f s", epoch, self.settings.epochs, loss, curve[-1]["seconds"])
+            for done, loss in self._epoch(schedule):
+                if not math.isfinite(loss):
+                    raise TrainingError("the alignment loss is no finite number; lower align.learning_rate")
+                seconds = round(time.perf_counter() - started, 3)
+                curve.append({"epoch": round(epoch + done, 3), "loss": loss, "seconds": seconds})
+                log.info("epoch %.1f of %d: loss %.4f, %.1f s", epoch + done, self.settings.epochs, loss, seconds)
         return curve
 
     def _rate(self, step: int, steps: int) -> float:
@@ -70,23 +74,23 @@ class Alignment:
         start = min(1.0, self.settings.warmup_from / self.settings.learning_rate)
         return min(1.0, start + (1.0 - start) * step / warmup)
 
-    def _epoch(self, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
+    def _epoch(self, schedule: torch.optim.lr_scheduler.LRScheduler) -> Iterator[tuple[float, float]]:
+        """The share of the epoch that is done and the mean loss since the last share, about ten times."""
         self.model.train()
         order = torch.randperm(len(self.ids["train"]), generator=self.generator).to(self.device)
-        total = torch.zeros((), device=self.device)
-        for number in range(self.batches):
-            loss = self._loss("train", order[number * self.size : (number + 1) * self.size])
+        # Losses are summed on the device: reading each one would make a GPU wait.
+        total, first = torch.zeros((), device=self.device), 0
+        tenth = max(1, self.batches // 10)
+        for number in range(1, self.batches + 1):
+            loss = self._loss("train", order[(number - 1) * self.size : number * self.size])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             schedule.step()
             total += loss.detach()
-            if self.batches >= 100 and (number + 1) % (self.batches // 10) == 0:
-                log.info("%d of %d steps, loss %.4f", number + 1, self.batches, float(loss))
-        mean = float(total) / self.batches
-        if not math.isfinite(mean):
-            raise TrainingError("the alignment loss is no finite number; lower align.learning_rate")
-        return mean
+            if number == self.batches or (number % tenth == 0 and self.batches - number >= tenth):
+                yield number / self.batches, float(total) / (number - first)
+                total, first = torch.zeros_like(total), number
 
     def _projected(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         projected: tuple[Tensor, Tensor] = self.heads.project(

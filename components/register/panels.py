@@ -141,10 +141,15 @@ def slice_table(metrics: Content) -> list[dict[str, Any]]:
     ]
 
 
+#: The interval of a smaller slice is so wide that no other could be read beside it.
+LIFT_ROWS = 100
+
+
 def lift_chart(lift: Content) -> str:
-    """The lift in AUC with its interval, over all rows and by slice."""
+    """The lift in AUC with its interval, over all rows and by slice of at least LIFT_ROWS rows."""
     rows = [_lift_bar("all rows", lift["overall"])]
-    rows += [_lift_bar(SLICES.get(name, name), lift["slices"][name]) for name in SLICES if name in lift["slices"]]
+    known = [name for name in SLICES if lift["slices"].get(name, {}).get("rows", 0) >= LIFT_ROWS]
+    rows += [_lift_bar(SLICES[name], lift["slices"][name]) for name in known]
     title = f"difference in AUC, {lift['confidence']:.0%} interval (DeLong)"
     return intervals("Lift by slice", [row for row in rows if row], Axis(title))
 
