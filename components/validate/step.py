@@ -18,6 +18,7 @@ from components.dataset.sources import validated_tables
 from components.dataset.spec import DatasetSpec
 from components.run import data_home
 from components.validate.checkpoint import SEVERITIES, Finding, run_suites, worst_severity
+from components.validate.drift import keep_summary, previous_summary
 from components.validate.frames import frames
 from components.validate.profile import profile
 from components.validate.settings import Severity, ValidateSettings
@@ -73,7 +74,7 @@ def validate(dataset: str, output: Path, docs: Path, settings: ValidateSettings)
     tables = validated_tables(spec)
     seen = frames(spec, tables, settings.max_rows)
     columns = {name: list(frame.columns) for name, frame in seen.items()}
-    suites = build_suites(spec, settings, columns, datetime.now(UTC))
+    suites = build_suites(spec, settings, columns, datetime.now(UTC), previous_summary(spec))
     findings = run_suites(seen, suites, docs)
     summary = ValidationSummary(
         dataset=spec.name,
@@ -86,6 +87,7 @@ def validate(dataset: str, output: Path, docs: Path, settings: ValidateSettings)
     _stop_if_needed(spec, summary, settings, docs)
     content = {**summary.to_json(), "profile": profile(spec, tables)}
     replace(tables, summary=content).write(output)
+    keep_summary(spec, content)
     return summary
 
 

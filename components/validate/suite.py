@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from great_expectations import expectations as gxe
 from great_expectations.expectations.expectation import Expectation
-from great_expectations.expectations.metadata_types import FailureSeverity
 
 from components.dataset.spec import (
     CREATED_TIMESTAMP,
@@ -23,6 +21,8 @@ from components.dataset.spec import (
     FieldSpec,
     Kind,
 )
+from components.validate.drift import drift
+from components.validate.expect import expect
 from components.validate.frames import DATED, KEYS, KNOWN, is_dated
 from components.validate.settings import Severity, ValidateSettings
 
@@ -36,7 +36,11 @@ OUTER_SPACE = r"^\s|\s$"
 
 
 def build_suites(
-    spec: DatasetSpec, settings: ValidateSettings, columns: dict[str, list[str]], now: datetime
+    spec: DatasetSpec,
+    settings: ValidateSettings,
+    columns: dict[str, list[str]],
+    now: datetime,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, list[Expectation]]:
     """The expectations by table: impressions, and users and items where the spec names them.
 
@@ -45,11 +49,15 @@ def build_suites(
         settings: Thresholds.
         columns: Columns of each table's frame.
         now: The moment from which on a time stamp lies in the future (aware).
+        before: The summary of the run before, if this run is to be held against it.
     """
     suites = {"impressions": list(_impressions(spec, settings, columns["impressions"], now))}
     for side, table in (("user", "users"), ("item", "items")):
         if table in columns:
             suites[table] = list(_entity(spec, side, settings, columns[table], now))
+    if before is not None:
+        for table, expectations in suites.items():
+            expectations.extend(drift(spec, settings, table, before))
     return suites
 
 
@@ -73,7 +81,7 @@ def _impressions(spec: DatasetSpec, settings: ValidateSettings, columns: list[st
         yield from _field(field, settings)
     for key, thing in (("user", "users come back"), ("item", "items are shown more than once")):
         words = f"{thing}: fewer than half of the impressions are of a new {key}"
-        yield _expect("ExpectColumnProportionOfUniqueValuesToBeBetween", "info", words, column=KEYS[key], max_value=0.5)
+        yield expect("ExpectColumnProportionOfUniqueValuesToBeBetween", "info", words, column=KEYS[key], max_value=0.5)
 
 
 def _entity(
@@ -95,52 +103,44 @@ def _entity(
             yield from _field(field, settings)
 
 
-def _expect(name: str, severity: Severity, words: str, **arguments: Any) -> Expectation:
-    """One of the package's expectations by name, its severity, and what it expects in words."""
-    make: type[Expectation] = getattr(gxe, name)
-    # The Data Docs show the description and not the severity.
-    description = f"{words} [{severity}]"
-    return make(severity=FailureSeverity(severity), description=description, meta={"words": words}, **arguments)
-
-
 def _rows(least: int, severity: Severity) -> Expectation:
-    return _expect("ExpectTableRowCountToBeBetween", severity, f"there are at least {least} rows", min_value=least)
+    return expect("ExpectTableRowCountToBeBetween", severity, f"there are at least {least} rows", min_value=least)
 
 
 def _exactly(columns: list[str]) -> Expectation:
     words = "the columns are those of the DatasetSpec"
-    return _expect("ExpectTableColumnsToMatchSet", "critical", words, column_set=columns, exact_match=True)
+    return expect("ExpectTableColumnsToMatchSet", "critical", words, column_set=columns, exact_match=True)
 
 
 def _key(column: str) -> Expectations:
     words = f"{column} is never empty"
-    yield _expect("ExpectColumnValuesToNotBeNull", "critical", words, column=column)
+    yield expect("ExpectColumnValuesToNotBeNull", "critical", words, column=column)
     yield _typed(column, ["str"], "a string")
     yield _trimmed(column)
 
 
 def _typed(column: str, types: list[str], words: str) -> Expectation:
-    return _expect(
+    return expect(
         "ExpectColumnValuesToBeInTypeList", "critical", f"{column} is {words}", column=column, type_list=types
     )
 
 
 def _trimmed(column: str) -> Expectation:
     words = f"{column} neither begins nor ends with a space"
-    return _expect("ExpectColumnValuesToNotMatchRegex", "warning", words, column=column, regex=OUTER_SPACE)
+    return expect("ExpectColumnValuesToNotMatchRegex", "warning", words, column=column, regex=OUTER_SPACE)
 
 
 def _unique(column: str) -> Expectation:
     words = f"{column} is there only once"
-    return _expect("ExpectColumnValuesToBeUnique", "critical", words, column=column)
+    return expect("ExpectColumnValuesToBeUnique", "critical", words, column=column)
 
 
 def _once(columns: list[str], share: float, severity: Severity, words: str) -> Expectation:
-    return _expect("ExpectCompoundColumnsToBeUnique", severity, words, column_list=columns, mostly=share)
+    return expect("ExpectCompoundColumnsToBeUnique", severity, words, column_list=columns, mostly=share)
 
 
 def _several(column: str, severity: Severity, least: int = 2) -> Expectation:
-    return _expect(
+    return expect(
         "ExpectColumnUniqueValueCountToBeBetween",
         severity,
         f"{column} has at least {least} different values",
@@ -150,14 +150,14 @@ def _several(column: str, severity: Severity, least: int = 2) -> Expectation:
 
 
 def _label(settings: ValidateSettings) -> Expectations:
-    yield _expect("ExpectColumnValuesToNotBeNull", "critical", "label is never empty", column=LABEL)
-    yield _expect("ExpectColumnValuesToBeInSet", "critical", "label is 0 or 1", column=LABEL, value_set=[0, 1])
+    yield expect("ExpectColumnValuesToNotBeNull", "critical", "label is never empty", column=LABEL)
+    yield expect("ExpectColumnValuesToBeInSet", "critical", "label is 0 or 1", column=LABEL, value_set=[0, 1])
     both = {"min_value": 0, "max_value": 1, "strict_min": True, "strict_max": True}
     words = "there are positives and negatives"
-    yield _expect("ExpectColumnMeanToBeBetween", "critical", words, column=LABEL, **both)
+    yield expect("ExpectColumnMeanToBeBetween", "critical", words, column=LABEL, **both)
     low, high = settings.min_label_rate, settings.max_label_rate
     words = f"the share of positives is between {low:g} and {high:g}"
-    yield _expect("ExpectColumnMeanToBeBetween", "warning", words, column=LABEL, min_value=low, max_value=high)
+    yield expect("ExpectColumnMeanToBeBetween", "warning", words, column=LABEL, min_value=low, max_value=high)
 
 
 def _moments(column: str, settings: ValidateSettings, now: datetime) -> Expectations:
@@ -165,11 +165,11 @@ def _moments(column: str, settings: ValidateSettings, now: datetime) -> Expectat
     first = datetime(settings.earliest_year, 1, 1, tzinfo=UTC)
     last = now + timedelta(hours=settings.future_hours)
     words = f"{column} is never empty"
-    yield _expect("ExpectColumnValuesToNotBeNull", "critical", words, column=column)
+    yield expect("ExpectColumnValuesToNotBeNull", "critical", words, column=column)
     words = f"{column} is not before {first.year} (check keys.timestamp_unit)"
-    yield _expect("ExpectColumnMinToBeBetween", "critical", words, column=column, min_value=first)
+    yield expect("ExpectColumnMinToBeBetween", "critical", words, column=column, min_value=first)
     words = f"{column} is not in the future (check keys.timestamp_unit)"
-    yield _expect("ExpectColumnMaxToBeBetween", "critical", words, column=column, max_value=last)
+    yield expect("ExpectColumnMaxToBeBetween", "critical", words, column=column, max_value=last)
 
 
 def _unknowns(settings: ValidateSettings, columns: list[str]) -> Expectations:
@@ -185,7 +185,7 @@ def _unknowns(settings: ValidateSettings, columns: list[str]) -> Expectations:
 
 
 def _mostly_true(column: str, settings: ValidateSettings, words: str) -> Expectation:
-    return _expect(
+    return expect(
         "ExpectColumnMeanToBeBetween", "warning", words, column=column, min_value=1 - settings.max_unknown_share
     )
 
@@ -199,7 +199,7 @@ def _repeated(spec: DatasetSpec, settings: ValidateSettings) -> Expectation:
 
 def _field(field: FieldSpec, settings: ValidateSettings) -> Expectations:
     words = f"at most {settings.max_null_share:.0%} of {field.name} are empty"
-    yield _expect(
+    yield expect(
         "ExpectColumnValuesToNotBeNull", "warning", words, column=field.name, mostly=1 - settings.max_null_share
     )
     if field.in_model:
@@ -213,17 +213,17 @@ def _field(field: FieldSpec, settings: ValidateSettings) -> Expectations:
         yield _coded(field)
     if field.kind is Kind.TEXT:
         words = f"{field.name} is mostly longer than two characters"
-        yield _expect("ExpectColumnValueLengthsToBeBetween", "info", words, column=field.name, min_value=3, mostly=0.9)
+        yield expect("ExpectColumnValueLengthsToBeBetween", "info", words, column=field.name, min_value=3, mostly=0.9)
 
 
 def _number(field: FieldSpec) -> Expectations:
     yield _typed(field.name, ["float64"], "a number")
     words = f"{field.name} is finite"
-    yield _expect(
+    yield expect(
         "ExpectColumnValuesToBeBetween", "warning", words, column=field.name, min_value=-FINITE, max_value=FINITE
     )
 
 
 def _coded(field: FieldSpec) -> Expectation:
     words = f"{field.name} has only values with words under 'codes'; a prompt says the others as they are"
-    return _expect("ExpectColumnValuesToBeInSet", "warning", words, column=field.name, value_set=list(field.codes))
+    return expect("ExpectColumnValuesToBeInSet", "warning", words, column=field.name, value_set=list(field.codes))

@@ -11,3 +11,9 @@ def sample_folder(tmp_path_factory):
 @pytest.fixture
 def tables(sample_folder):
     return small_log(sample_folder)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    """No run of another test is the previous run of this one."""
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))

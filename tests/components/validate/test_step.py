@@ -1,7 +1,5 @@
 """The whole step on good data: what it writes, what it says of it, and what it takes besides the sample."""
 
-import time
-
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -22,9 +20,7 @@ def on_sample(tmp_path, monkeypatch):
 
 
 def test_the_sample_is_generated_on_demand_and_is_sound(on_sample, tmp_path):
-    started = time.perf_counter()
     summary = on_sample()
-    assert time.perf_counter() - started < 15
     assert summary.failed == ()
     assert summary.worst_severity is None
     tables = Tables.open(tmp_path / "out")
