@@ -58,12 +58,12 @@ class Alignment:
         steps = self.batches * self.settings.epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self._rate(step, steps))
         curve: list[dict[str, Any]] = []
+        started = time.perf_counter()
         for epoch in range(self.settings.epochs):
-            started = time.perf_counter()
             for done, loss in self._epoch(schedule):
                 if not math.isfinite(loss):
                     raise TrainingError("the alignment loss is no finite number; lower align.learning_rate")
-                seconds = round(time.perf_counter() - started, 3)
+                seconds, started = round(time.perf_counter() - started, 3), time.perf_counter()
                 curve.append({"epoch": round(epoch + done, 3), "loss": loss, "seconds": seconds})
                 log.info("epoch %.1f of %d: loss %.4f, %.1f s", epoch + done, self.settings.epochs, loss, seconds)
         return curve
@@ -135,7 +135,7 @@ def align(
     Neither the projections nor anything of the PLM goes into the checkpoint.
 
     Returns:
-        The health report: `before`, `after`, the verdict healthy or collapsed, and its reasons.
+        The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, and what encoding cost.
 
     Raises:
         UserError: the embeddings do not belong to the prompts, or are no numbers.
@@ -148,7 +148,13 @@ def align(
     before = work.health()
     curve = work.train()
     after = work.health()
-    health = {"verdict": after["verdict"], "reasons": after["reasons"], "before": before, "after": after}
+    health = {
+        "verdict": after["verdict"],
+        "reasons": after["reasons"],
+        "before": before,
+        "after": after,
+        "cache": encoded.meta["cache"],
+    }
     log.info(
         "health: %s, retrieval %.3f by text and %.3f by table",
         after["verdict"],

@@ -15,7 +15,7 @@ from components.run import aside, read_json, write_json
 
 FORMAT = 1
 SAME = ("plm", "plm_digest", "pooling", "dim")
-CACHE = ("hits", "misses", "seconds", "seconds_saved")
+CACHE = ("hits", "misses", "tokens", "seconds", "seconds_saved", "gpu_seconds", "gpu_seconds_saved")
 
 Matrix = npt.NDArray[np.float32]
 
@@ -29,7 +29,7 @@ def write_embeddings(
         path: The folder; it takes the place of one that is there.
         embeddings: One row per text.
         text_ids: The row's text.
-        meta: plm, plm_digest, pooling, dim, and cache {hits, misses, seconds, seconds_saved}.
+        meta: plm, plm_digest, pooling, dim, and cache: the counts and seconds of CACHE.
         shard: Number of the shard, part of the file's name.
     """
     from safetensors.numpy import save_file

@@ -79,7 +79,8 @@ class Registration:
         """Log the run's parameters and figures, and its steps."""
         given = self.run.model_dump(exclude={"settings", "pipeline_run"})
         params = {**given, "gate": settings.model_dump(), "lineage": lineage, **self.run.settings}
-        tracking.log_figures(self.client, self.parent, params, _figures(findings.metrics))
+        encoded = {"encode": (findings.health or {}).get("cache") or {}}
+        tracking.log_figures(self.client, self.parent, params, {**_figures(findings.metrics), **encoded})
         tracking.log_steps(self.client, self.parent, _steps(findings))
 
     def attach(self, files: Mapping[str, Path], evaluation: Path) -> None:

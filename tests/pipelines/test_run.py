@@ -94,6 +94,22 @@ def test_the_same_run_again_is_a_tie_and_encodes_nothing(ran, tmp_path):
     assert json.loads((folder / "home/serving/shop.json").read_text())["model"] == "tandem-shop:first"
 
 
+def test_mlflow_knows_the_run_its_steps_and_what_encoding_cost(ran):
+    folder, result = ran
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'home/mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "tandem-shop"]
+    runs = client.search_runs([experiment.experiment_id], "tags.`tandem.run_id` = 'first'")
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.data.metrics["ctrl.auc"] == pytest.approx(result["arms"]["ctrl"]["auc"])
+    assert parent.data.metrics["encode.misses"] > 0
+    assert parent.data.metrics["encode.hits"] == 0
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    steps = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune-ctrl", "evaluate"}
+    assert steps <= {child.data.tags["mlflow.runName"] for child in children}
+
+
 def test_a_run_id_is_used_once(ran):
     folder, _ = ran
     done = tandem("run", "--dataset", folder / "shop.yaml", "--run-id", "first", home=folder / "home")

@@ -8,7 +8,7 @@ META = {
     "plm": "tiny",
     "plm_digest": "abc",
     "pooling": "mean",
-    "cache": {"hits": 1, "misses": 2, "seconds": 0.5, "seconds_saved": 0.25},
+    "cache": {"hits": 1, "misses": 2, "tokens": 9, "seconds": 0.5, "seconds_saved": 0.25},
 }
 WHOLE = np.arange(15, dtype=np.float32).reshape(5, 3)
 
@@ -24,7 +24,8 @@ def test_shards_from_several_folders_are_put_in_order(tmp_path):
     opened = EmbeddingSet.open(paths)
     assert np.array_equal(opened.matrix(), WHOLE)
     assert opened.matrix().dtype == np.float32
-    assert opened.meta["cache"] == {"hits": 2, "misses": 4, "seconds": 1.0, "seconds_saved": 0.5}
+    spent = {"hits": 2, "misses": 4, "tokens": 18, "seconds": 1.0, "seconds_saved": 0.5}
+    assert opened.meta["cache"] == {**spent, "gpu_seconds": 0, "gpu_seconds_saved": 0}
     assert (opened.meta["dim"], opened.meta["plm_digest"]) == (3, "abc")
 
 

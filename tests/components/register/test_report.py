@@ -48,7 +48,7 @@ def pieces(tmp_path, made):
     write_json(tmp_path / "prompts" / "report.json", {**said, **more, "examples": {"user": ["This is <a> user."]}})
     found = {"rows": 8, "loss": 6.1, "retrieval_by_text": 0.01, "verdict": "healthy", "reasons": []}
     health = {"verdict": "collapsed", "reasons": ["the text side spans 1.0 dimensions in effect"], "before": found}
-    cache = {"hits": 5, "misses": 1, "seconds": 0.5, "seconds_saved": 2.5}
+    cache = {"hits": 5, "misses": 1, "seconds": 0.5, "seconds_saved": 2.5, "gpu_seconds": 0.5, "gpu_seconds_saved": 2.5}
     write_json(tmp_path / "alignment" / "health.json", {**health, "after": {**found, "loss": 4.25}, "cache": cache})
     write_json(tmp_path / "alignment" / "curve.json", {"history": [{"epoch": 1, "loss": 5.0, "seconds": 1.0}]})
     (tmp_path / "steps.jsonl").write_text('{"step": "validate", "seconds": 2.5}\n')
@@ -112,6 +112,7 @@ def test_every_piece_has_its_section(pieces, bundle):
     assert '<td>loss</td><td class="n">6.1000</td><td class="n">4.2500</td>' in html
     assert "The text side spans 1.0 dimensions in effect" in html
     assert "5 texts from the cache" in html
+    assert "2.5 GPU-seconds, 0.5 were spent" in html
 
 
 def test_nothing_comes_from_the_network(pieces, bundle):
