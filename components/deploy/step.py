@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Pa
     Raises:
         BundleError: the bundle is not what the register step wrote.
     """
+    started = time.perf_counter()
     spec = load_spec(dataset)
     rows = refresh_features(spec, validated)
     deployed: dict[str, Any] = {"verdict": verdict, "materialised": rows, "model": None, "bento": None}
@@ -42,7 +44,19 @@ def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Pa
     else:
         log.info("verdict %s: the model that is served stays", verdict)
     write_json(output / "deployment.json", deployed)
+    _track(spec, str(Bundle.open(bundle).manifest["run_id"]), time.perf_counter() - started)
     return deployed
+
+
+def _track(spec: DatasetSpec, run_id: str, seconds: float) -> None:
+    """Show this step under its run in MLflow, as the register step has done for those before it."""
+    from components.registry import tracking
+    from components.registry.client import model_name
+    from components.registry.connection import connect
+
+    client = connect()
+    parent = tracking.parent_run(client, model_name(spec.name), run_id, {})
+    tracking.log_steps(client, parent, [tracking.StepRun("deploy", seconds, {})])
 
 
 def refresh_features(spec: DatasetSpec, validated: Path) -> dict[str, int]:

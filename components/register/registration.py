@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Registration:
     run: RunInfo
     parent: Run
     version: Registered | None
+    started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def begin(
@@ -97,6 +99,8 @@ class Registration:
         said = {VERDICT_TAG: str(judgement.verdict), REASONS_TAG: "\n".join(judgement.reasons)[:TAG_LENGTH]}
         for key, value in said.items():
             self.client.set_tag(self.parent.info.run_id, key, value)
+        took = time.perf_counter() - self.started
+        tracking.log_steps(self.client, self.parent, [tracking.StepRun("register", took, {})])
         tracking.finish(self.client, self.parent)
         if self.version is not None:
             self._say(self.version.version, card, said)

@@ -106,8 +106,8 @@ def test_mlflow_knows_the_run_its_steps_and_what_encoding_cost(ran):
     assert parent.data.metrics["encode.misses"] > 0
     assert parent.data.metrics["encode.hits"] == 0
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    steps = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune-ctrl", "evaluate"}
-    assert steps <= {child.data.tags["mlflow.runName"] for child in children}
+    steps = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune-ctrl", "evaluate", "register"}
+    assert steps | {"deploy"} <= {child.data.tags["mlflow.runName"] for child in children}
 
 
 def test_a_run_id_is_used_once(ran):

@@ -46,9 +46,18 @@ def online_user(folder):
     return answer.to_dict()["gender"]
 
 
-def test_a_promoted_bundle_is_pushed_and_packed(inputs):
-    bundle, validated, dataset, folder = inputs
-    deployed = deploy(bundle, validated, dataset, "promoted", folder)
+@pytest.fixture(scope="module")
+def promoted(shop, tmp_path_factory):
+    """The inputs of a promoted bundle, after the step has run once, and what it told."""
+    folder = tmp_path_factory.mktemp("promoted")
+    (bundle,) = shop.glob("home/runs/first/artifacts/*/register/bundle")
+    (validated,) = shop.glob("home/runs/first/artifacts/*/validate/validated")
+    inputs = bundle, validated, str(shop / "shop.yaml")
+    return (*inputs, folder, deploy(*inputs, "promoted", folder))
+
+
+def test_a_promoted_bundle_is_pushed_and_packed(promoted):
+    bundle, _, _, folder, deployed = promoted
     assert deployed["model"] == "tandem-shop:first"
     stored = folder / "home/bentoml/models/tandem-shop/first"
     assert (stored / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
@@ -58,9 +67,8 @@ def test_a_promoted_bundle_is_pushed_and_packed(inputs):
     assert online_user(folder) in (["F"], ["M"])
 
 
-def test_the_bento_holds_the_service_and_nothing_of_training(inputs):
-    bundle, validated, dataset, folder = inputs
-    deploy(bundle, validated, dataset, "promoted", folder)
+def test_the_bento_holds_the_service_and_nothing_of_training(promoted):
+    folder = promoted[3]
     bento = folder / "home/bentoml/bentos/tandem-shop/first"
     requirements = (bento / "env/python/requirements.txt").read_text()
     assert f"onnxruntime=={version('onnxruntime')}" in requirements
@@ -84,9 +92,8 @@ def test_any_other_verdict_leaves_the_model_and_refreshes_the_features(inputs, v
     assert not (folder / "home/bentoml").exists()
 
 
-def test_twice_is_once_and_half_is_made_whole(inputs):
-    bundle, validated, dataset, folder = inputs
-    once = deploy(bundle, validated, dataset, "promoted", folder)
+def test_twice_is_once_and_half_is_made_whole(promoted):
+    bundle, validated, dataset, folder, once = promoted
     again = deploy(bundle, validated, dataset, "promoted", folder)
     assert once == again
     stores = folder / "home/bentoml"
