@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -20,22 +21,21 @@ SLICES = {"cold": "cold-start AUC", "warm": "warm AUC"}
 
 
 def show(result: RunResult) -> None:
-    """Print the arms, the verdict with its reasons, and where to look further."""
+    """Print the arms, the gate card (verdict, reasons, checks), and where to look further."""
     console = Console()
     console.print(_arms(result))
     bayes = result.metrics.get("bayes_auc")
     if bayes is not None:
         console.print(f"The best possible AUC on these rows (known probabilities) is {bayes:.4f}.")
-    console.print(f"\nVerdict: [bold]{result.verdict}[/bold]")
-    for reason in result.reasons:
-        console.print(f"  - {reason}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(Markdown(Path(result.paths["gate_card"]).read_text(encoding="utf-8")))
     console.print("\nLook further", style="bold")
     for what, where in _pointers(result):
         console.print(f"  {what:<11}{where}", highlight=False, soft_wrap=True)
 
 
 def _arms(result: RunResult) -> Table:
-    table = Table(title=f"Arms on the test part of {result.dataset}")
+    table = Table(title=f"Arms on the test part of {result.metrics['dataset']}")
     table.add_column("arm")
     for title in (*COLUMNS.values(), *SLICES.values()):
         table.add_column(title, justify="right")

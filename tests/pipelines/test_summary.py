@@ -1,0 +1,33 @@
+"""What `tandem run` prints when it is done."""
+
+from __future__ import annotations
+
+from pipelines.local import RunResult
+from pipelines.summary import show
+from tests.components.register.making import metrics
+
+CARD = (
+    "# Rejected: ctrl on shop\n\n- AUC is 0.5100; asked: >= 0.55\n\n| check | value |\n|---|---:|\n| AUC | 0.5100 |\n"
+)
+
+
+def test_arms_card_and_pointers_are_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    names = ("run", "log", "evaluation", "report", "gate_card", "data_docs")
+    paths = {name: str(tmp_path / name) for name in names}
+    (tmp_path / "gate_card").write_text(CARD)
+    content = metrics(bayes_auc=0.83)
+    content["arms"]["ctrl"]["slices"]["cold"]["auc"] = None
+    result = RunResult("one", "/somewhere/shop.yaml", content, "rejected", ["AUC"], None, paths)
+    show(result)
+    printed = capsys.readouterr().out
+    assert "Arms on the test part of shop" in printed
+    for words in ("collaborative", "ctrl", "0.6900", "0.7000", "cold-start AUC", "0.8300", "known probabilities"):
+        assert words in printed
+    assert "Rejected: ctrl on shop" in printed
+    assert "asked: >= 0.55" in printed
+    assert "|---|" not in printed, "the card is laid out"
+    for path in ("report", "data_docs", "gate_card", "log"):
+        assert paths[path] in printed
+    assert "mlflow ui --backend-store-uri sqlite:///" in printed
+    assert "make serve" in printed
