@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from components.dataset.spec import parse_spec
+from pipelines.settings import parse_settings
 from tests.pipelines.shop import tandem
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+YAML = [yaml.safe_load(block) for kind, block in BLOCKS if kind == "yaml"]
 TARGETS = sorted(set(re.findall(r"make ([a-z-]+)", README)))
 COMMANDS = sorted({line.split("#")[0].strip() for line in LINES if line.startswith("tandem ")})
 
@@ -55,9 +57,13 @@ def test_every_command_and_flag_is_known(command):
 
 
 def test_the_spec_that_readme_shows_is_valid():
-    (block,) = [block for kind, block in BLOCKS if kind == "yaml"]
-    spec = parse_spec(yaml.safe_load(block), "README.md")
-    assert spec.name == "shop"
+    (content,) = [content for content in YAML if "sources" in content]
+    assert parse_spec(content, "README.md").name == "shop"
+
+
+def test_the_settings_that_readme_shows_are_valid():
+    (content,) = [content for content in YAML if "gate" in content]
+    assert parse_settings(content, []).gate.min_auc == content["gate"]["min_auc"]
 
 
 @pytest.mark.parametrize("folder", re.findall(r"^\| `([^`]+)/` \|", README, re.MULTILINE))
