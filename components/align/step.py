@@ -65,7 +65,7 @@ class Alignment:
                     raise TrainingError("the alignment loss is no finite number; lower align.learning_rate")
                 seconds, started = round(time.perf_counter() - started, 3), time.perf_counter()
                 curve.append({"epoch": round(epoch + done, 3), "loss": loss, "seconds": seconds})
-                log.info("epoch %.1f of %d: loss %.4f, %.1f s", epoch + done, self.settings.epochs, loss, seconds)
+                log.info("epoch %.2f of %d: loss %.4f, %.1f s", epoch + done, self.settings.epochs, loss, seconds)
         return curve
 
     def _rate(self, step: int, steps: int) -> float:
