@@ -15,8 +15,15 @@ from components.encode.batches import Ints
 from components.models.plm import PlmSpec, Pooling, load_plm, locate, pool
 
 Vectors = npt.NDArray[np.float32]
-#: What an allocator says when memory is short, besides torch's own error of that name.
-SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+#: What an allocator says when memory is short, besides torch's own error of that name; the last is oneDNN's word.
+SHORT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "could not create a primitive",
+)
 
 
 class Forward(Protocol):

