@@ -27,7 +27,6 @@ def start(dataset: str | None, host: str, port: int) -> None:
         TANDEM_FEATURE_STORE=str(home() / "feast" / f"{identifier}.yaml"),
         BENTOML_HOME=str(home() / "bentoml"),
         BENTOML_DO_NOT_TRACK="True",
-        BENTOML_CONFIG_OPTIONS=os.environ.get("BENTOML_CONFIG_OPTIONS", ""),
     )
     root = str(Path(__file__).resolve().parents[1])
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Tandem"]

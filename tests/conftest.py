@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.pipelines.shop import QUICK, tandem, write_shop
+from tests.pipelines.shop import QUICKLY, tandem, write_shop
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,7 @@ def shop(tmp_path_factory, worker_id) -> Path:
         if not (folder / "done").exists():
             folder.mkdir(exist_ok=True)
             spec = write_shop(folder)
-            words = [word for assignment in QUICK for word in ("--set", assignment)]
-            arguments = ["--dataset", spec, "--method", "collaborative", "--run-id", "first", *words]
+            arguments = ["--dataset", spec, "--method", "collaborative", "--run-id", "first", *QUICKLY]
             done = tandem("run", *arguments, home=folder / "home")
             assert done.returncode == 0, done.stderr
             (folder / "done").touch()

@@ -35,16 +35,17 @@ def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Pa
     started = time.perf_counter()
     spec = load_spec(dataset)
     rows = refresh_features(spec, validated)
+    opened = Bundle.open(bundle)
     deployed: dict[str, Any] = {"verdict": verdict, "materialised": rows, "model": None, "bento": None}
     if verdict == "promoted":
-        deployed |= push(Bundle.open(bundle), spec)
+        deployed |= push(opened, spec)
         write_json(home() / "serving" / f"{spec.identifier}.json", deployed)
         write_json(home() / "serving" / "latest.json", {"dataset": spec.identifier, **deployed})
         log.info("deployed %s", deployed["model"])
     else:
         log.info("verdict %s: the model that is served stays", verdict)
     write_json(output / "deployment.json", deployed)
-    _track(spec, str(Bundle.open(bundle).manifest["run_id"]), time.perf_counter() - started)
+    _track(spec, str(opened.manifest["run_id"]), time.perf_counter() - started)
     return deployed
 
 

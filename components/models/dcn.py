@@ -31,9 +31,14 @@ class DCN(CollaborativeModel):
     def __init__(self, layout: InputLayout, config: BackboneConfig) -> None:
         super().__init__(layout, config)
         width = self.fields * config.embedding_dim
-        self.cross = nn.ModuleList(CrossLayer(width) for _ in range(config.cross_layers))
+        self.cross = nn.ModuleList(self.cross_layer(width, config) for _ in range(config.cross_layers))
         self.deep = mlp(width, config)
         self.set_width(width + config.hidden[-1])
+
+    def cross_layer(self, width: int, config: BackboneConfig) -> nn.Module:
+        """One layer of the cross network, called with the network's first row and its current one."""
+        del config
+        return CrossLayer(width)
 
     def interact(self, embedded: Tensor, x: Tensor) -> Tensor:
         """[crosses, MLP] of shape [batch, F * dim + hidden[-1]]."""

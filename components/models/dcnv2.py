@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.dataset.layout import InputLayout
-from components.models.base import BackboneConfig, CollaborativeModel, mlp
+from components.models.base import BackboneConfig
+from components.models.dcn import DCN
 
 
 class FullCross(nn.Module):
@@ -48,30 +48,15 @@ class ExpertCross(nn.Module):
         return torch.addcmul(x, first, mixed + self.bias)
 
 
-class DCNv2(CollaborativeModel):
+class DCNv2(DCN):
     """Cross network beside an MLP (the paper's parallel structure, section 3.4).
 
     Full rank by default; `cross_rank` and `cross_experts` give the mixture. Representation: the last cross layer,
     then the MLP's last layer.
     """
 
-    def __init__(self, layout: InputLayout, config: BackboneConfig) -> None:
-        super().__init__(layout, config)
-        width = self.fields * config.embedding_dim
-        self.cross = nn.ModuleList(_cross(width, config) for _ in range(config.cross_layers))
-        self.deep = mlp(width, config)
-        self.set_width(width + config.hidden[-1])
-
-    def interact(self, embedded: Tensor, x: Tensor) -> Tensor:
-        """[crosses, MLP] of shape [batch, F * dim + hidden[-1]]."""
-        del x
-        crossed = first = embedded.flatten(1)
-        for layer in self.cross:
-            crossed = layer(first, crossed)
-        return torch.cat([crossed, self.deep(first)], dim=1)
-
-
-def _cross(width: int, config: BackboneConfig) -> nn.Module:
-    if config.cross_rank == 0:
-        return FullCross(width)
-    return ExpertCross(width, config.cross_rank, config.cross_experts)
+    def cross_layer(self, width: int, config: BackboneConfig) -> nn.Module:
+        """A layer with a whole matrix, or with a mixture of low-rank ones."""
+        if config.cross_rank == 0:
+            return FullCross(width)
+        return ExpertCross(width, config.cross_rank, config.cross_experts)

@@ -49,6 +49,8 @@ QUICK = (
     "gate.calibration=[0.1, 10]",
     "gate.slice_floors={}",
 )
+#: The same as words of the command line.
+QUICKLY = tuple(word for assignment in QUICK for word in ("--set", assignment))
 
 
 def write_shop(folder: Path, rows: int = 1200, users: int = 60, items: int = 40) -> Path:

@@ -12,10 +12,9 @@ import pytest
 import yaml
 
 from components.dataset.bundle import Bundle
-from tests.pipelines.shop import QUICK, tandem, write_shop, write_spec
+from tests.pipelines.shop import QUICKLY, tandem, write_shop, write_spec
 
 pytestmark = pytest.mark.slow
-SET = [word for assignment in QUICK for word in ("--set", assignment)]
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def ran(tmp_path_factory):
     """The shop's folder after one run, and what the run printed last."""
     folder = tmp_path_factory.mktemp("shop")
     path = write_shop(folder)
-    done = tandem("run", "--dataset", path, "--run-id", "first", "--json", *SET, home=folder / "home")
+    done = tandem("run", "--dataset", path, "--run-id", "first", "--json", *QUICKLY, home=folder / "home")
     return folder, result_of(done)
 
 
@@ -85,7 +84,7 @@ def test_the_registry_tells_what_happened(ran):
 def test_the_same_run_again_is_a_tie_and_encodes_nothing(ran, tmp_path):
     """Same seed, same rows: the candidate equals the champion to the last digit, and the champion stays."""
     folder, first = ran
-    again = result_of(tandem("run", "--dataset", folder / "shop.yaml", "--json", *SET, home=folder / "home"))
+    again = result_of(tandem("run", "--dataset", folder / "shop.yaml", "--json", *QUICKLY, home=folder / "home"))
     assert {arm: m["auc"] for arm, m in again["arms"].items()} == {arm: m["auc"] for arm, m in first["arms"].items()}
     assert again["verdict"] == "kept"
     assert "tie" in again["reasons"][0]
@@ -124,7 +123,7 @@ def test_shards_and_a_backbone_without_time_stamps(tmp_path):
     rows = [line.split(",") for line in text]
     (tmp_path / "clicks.csv").write_text("".join(",".join([*row[:2], *row[3:]]) + "\n" for row in rows))
     spec = write_spec(tmp_path, keys={"user": "customer", "item": "sku"}, split={"by": "random"})
-    arguments = ["--dataset", spec, "--backbone", "dcnv2", "--set", "shards=3", "--json", *SET]
+    arguments = ["--dataset", spec, "--backbone", "dcnv2", "--set", "shards=3", "--json", *QUICKLY]
     result = result_of(tandem("run", *arguments, home=tmp_path / "home"))
     assert set(result["arms"]) == {"collaborative", "ctrl"}
     assert (tmp_path / "home/runs" / result["run_id"] / "run.log").read_text().count("texts encoded") == 3
@@ -136,7 +135,7 @@ def test_a_fault_in_a_step_is_named(ran, tmp_path):
     blocked = tmp_path / "home"
     blocked.mkdir()
     (blocked / "encodings").write_text("a file where a folder must be")
-    done = tandem("run", "--dataset", folder / "shop.yaml", *SET, home=blocked)
+    done = tandem("run", "--dataset", folder / "shop.yaml", *QUICKLY, home=blocked)
     assert done.returncode in {1, 2}
     assert "encod" in done.stderr.splitlines()[-1]
     assert yaml.safe_load((folder / "shop.yaml").read_text())["name"] == "shop"

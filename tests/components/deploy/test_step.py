@@ -18,9 +18,13 @@ from tests.pipelines.shop import ROOT
 @pytest.fixture
 def inputs(shop, tmp_path):
     """What the register and validate steps of a finished run left, the spec, and a folder for a home of its own."""
+    return *left_by(shop), tmp_path
+
+
+def left_by(shop):
     (bundle,) = shop.glob("home/runs/first/artifacts/*/register/bundle")
     (validated,) = shop.glob("home/runs/first/artifacts/*/validate/validated")
-    return bundle, validated, str(shop / "shop.yaml"), tmp_path
+    return bundle, validated, str(shop / "shop.yaml")
 
 
 def deploy(bundle, validated, dataset, verdict, folder, fails=False):
@@ -50,9 +54,7 @@ def online_user(folder):
 def promoted(shop, tmp_path_factory):
     """The inputs of a promoted bundle, after the step has run once, and what it told."""
     folder = tmp_path_factory.mktemp("promoted")
-    (bundle,) = shop.glob("home/runs/first/artifacts/*/register/bundle")
-    (validated,) = shop.glob("home/runs/first/artifacts/*/validate/validated")
-    inputs = bundle, validated, str(shop / "shop.yaml")
+    inputs = left_by(shop)
     return (*inputs, folder, deploy(*inputs, "promoted", folder))
 
 

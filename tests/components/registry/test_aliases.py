@@ -6,18 +6,7 @@ import pytest
 from components.dataset.errors import UserError
 from components.registry import aliases, client
 from components.registry.connection import connect
-from tests.components.registry.making import add_version, new_dataset, own_registry, pointed, promote, said
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with own_registry(tmp_path_factory.mktemp("home")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def dataset():
-    return new_dataset()
+from tests.components.registry.making import add_version, new_dataset, pointed, promote, said
 
 
 def test_the_first_champion_has_no_predecessor(dataset):

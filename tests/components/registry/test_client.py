@@ -9,18 +9,7 @@ from components.registry import client
 from components.registry.connection import artifact_location, connect, tracking_uri
 from components.run import read_json
 from tests.components.dataset.making import content
-from tests.components.registry.making import add_version, new_dataset, own_registry, promote
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with own_registry(tmp_path_factory.mktemp("home")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def dataset():
-    return new_dataset()
+from tests.components.registry.making import add_version, promote
 
 
 def test_the_same_run_twice_is_one_version(dataset):

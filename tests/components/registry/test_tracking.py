@@ -4,13 +4,7 @@ import pytest
 
 from components.registry import client, tracking
 from components.registry.connection import connect
-from tests.components.registry.making import new_dataset, own_registry
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with own_registry(tmp_path_factory.mktemp("home")) as folder:
-        yield folder
+from tests.components.registry.making import new_dataset
 
 
 @pytest.fixture
