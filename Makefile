@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := pipelines,features,validate,train,registry,serve,dev
 WORKDIR ?= .tandem
+#: Processes that run tests; four cores are made use of, more gain little.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 export BENTOML_DO_NOT_TRACK := True
 export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint format serve clean
+.PHONY: help setup demo test test-services lint format serve clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -27,8 +29,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Run the whole training chain on the embedded sample data set
 	$(BIN)/tandem run --dataset sample --workdir $(WORKDIR)
 
-test: $(READY) ## Run all tests; what needs a server that is absent is skipped and says so
-	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist worksteal
+test: $(READY) ## Run all tests that need no server of their own
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not services and not containers'
+
+test-services: $(READY) ## Run the tests that start real servers (Redis, PostgreSQL, S3); an absent one is said
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m services
 
 lint: $(READY) ## Run ruff, mypy --strict and the import guard
 	$(BIN)/ruff check .
