@@ -72,10 +72,13 @@ class FieldVocabulary:
 
         Args:
             values: n raw values as an Arrow column or as a plain sequence; lists of strings for a multi field.
+
+        Raises:
+            UserError: a multi field is given single values.
         """
         if self.kind is not Kind.MULTI:
             return self._encode_flat(values)
-        rows, place, flat = _events(values)
+        rows, place, flat = self._lists(values)
         codes = np.full((len(values), self.max_values), PADDING_CODE, dtype=np.int64)
         kept = place < self.max_values
         codes[rows[kept], place[kept]] = self._encode_flat(flat)[kept]
@@ -83,14 +86,24 @@ class FieldVocabulary:
         return codes
 
     def encode_history(self, values: Column, length: int) -> Codes:
-        """Local codes of shape [n, length] of n lists of events, oldest first: the last ones, left-padded."""
-        rows, place, flat = _events(values)
+        """Local codes of shape [n, length] of n lists of events, oldest first: the last ones, left-padded.
+
+        Raises:
+            UserError: single values instead of lists.
+        """
+        rows, place, flat = self._lists(values)
         counts = np.bincount(rows, minlength=len(values))
         place = place + (length - counts)[rows]
         codes = np.full((len(values), length), PADDING_CODE, dtype=np.int64)
         kept = place >= 0
         codes[rows[kept], place[kept]] = self._encode_flat(flat)[kept]
         return codes
+
+    def _lists(self, values: Column) -> tuple[Codes, Codes, Column]:
+        try:
+            return _events(values)
+        except NoListsError as error:
+            raise UserError(f"field '{self.name}': takes a list of values per row, not {error}") from None
 
     def _encode_flat(self, values: Column) -> Codes:
         if self.kind is Kind.NUMBER:
@@ -242,15 +255,28 @@ def _one_array(column: Any) -> Any:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+class NoListsError(ValueError):
+    """Single values stand where lists belong. The message is the first of them."""
+
+
 def _events(column: Column) -> tuple[Codes, Codes, Column]:
-    """The lists of a column, flattened: for each element its row, its place in the row's list, and itself."""
+    """The lists of a column, flattened: for each element its row, its place in the row's list, and itself.
+
+    Raises:
+        NoListsError: the column holds single values; a string would be read by letters.
+    """
     if isinstance(column, pa.Array | pa.ChunkedArray):
         if pa.types.is_null(column.type):
             column = column.cast(pa.list_(pa.string()))
+        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            raise NoListsError(f"a column of type {column.type}")
         lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         flat: Column = pc.list_flatten(column)
     else:
         lists: list[Sequence[Any]] = [() if values is None else values for values in column]
+        single = next((values for values in lists if isinstance(values, str) or not hasattr(values, "__len__")), None)
+        if single is not None:
+            raise NoListsError(repr(single))
         lengths = np.fromiter((len(values) for values in lists), dtype=np.int64, count=len(lists))
         flat = [value for values in lists for value in values]
     rows = np.repeat(np.arange(len(lengths)), lengths)

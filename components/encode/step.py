@@ -94,6 +94,7 @@ class _Writer:
     folder: Path
     shard: int
     files: int = 0
+    texts: int = 0
     dim: int = 0
 
     def add(self, ids: list[int], vectors: Vectors) -> None:
@@ -103,6 +104,7 @@ class _Writer:
         tensors = {"embeddings": np.ascontiguousarray(vectors, np.float32), "text_ids": np.array(ids, np.int32)}
         save_file(tensors, self.folder / f"shard-{self.shard:05d}-{self.files:05d}.safetensors")
         self.files += 1
+        self.texts += len(ids)
         self.dim = int(vectors.shape[1])
 
 
@@ -178,6 +180,7 @@ class _Run:
         """What meta.json says of the run."""
         used = self.plan
         return {
+            "texts": self.writer.texts,
             "dim": self.writer.dim or _width(locate(self.settings.plm)),
             "device": used.device if used else "",
             "processes": used.processes if used else 0,

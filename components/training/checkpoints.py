@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
@@ -14,7 +15,8 @@ from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, name_of
 from components.run import aside, read_json
 
-FORMAT = 1
+FORMAT = 2
+WEIGHTS = "model.safetensors"
 
 
 def save_model(
@@ -28,8 +30,7 @@ def save_model(
         meta: What is to be known of its making; JSON.
         extra: Contents of further JSON files by name.
     """
-    config = {
-        "format": FORMAT,
+    described = {
         "backbone": name_of(model),
         "config": model.config.model_dump(mode="json"),
         "layout": model.layout.to_json(),
@@ -38,7 +39,9 @@ def save_model(
     with aside(path) as draft:
         draft.mkdir()
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_file(state, str(draft / "model.safetensors"))
+        save_file(state, str(draft / WEIGHTS))
+        digests = {"sha256": {WEIGHTS: _digest((draft / WEIGHTS).read_bytes()), "config": _config_digest(described)}}
+        config = {"format": FORMAT, **described, **digests}
         for name, content in {"config.json": config, **(extra or {})}.items():
             (draft / name).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -47,15 +50,45 @@ def load_model(path: Path) -> CollaborativeModel:
     """The model of a checkpoint folder, on the CPU.
 
     Raises:
-        UserError: the folder is no checkpoint, or one of another format.
+        UserError: the folder is no checkpoint, one of another format, or one that was changed after it was written.
     """
-    described = path / "config.json"
-    if not described.is_file():
-        raise UserError(f"{path}: no checkpoint (config.json is missing)")
-    config = read_json(described)
-    if config.get("format") != FORMAT:
-        raise UserError(f"{described}: format {config.get('format')} is not {FORMAT}; train the model again")
+    config = _read_config(path / "config.json")
+    weights = path / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{path}: no checkpoint ({WEIGHTS} is missing)")
+    content = weights.read_bytes()
+    if _digest(content) != config["sha256"][WEIGHTS]:
+        raise _damaged(weights)
     layout = InputLayout.from_json(config["layout"])
     model = build_backbone(config["backbone"], layout, BackboneConfig(**config["config"]))
-    model.load_state_dict(load_file(str(path / "model.safetensors")))
+    model.load_state_dict(load(content))
     return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no checkpoint ({path.name} is missing)")
+    try:
+        config = read_json(path)
+    except ValueError:
+        raise _damaged(path) from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        given = config.get("format") if isinstance(config, dict) else None
+        raise UserError(f"{path}: format {given} is not {FORMAT}; train the model again")
+    described = {name: value for name, value in config.items() if name not in {"format", "sha256"}}
+    digests = config.get("sha256")
+    if not isinstance(digests, dict) or WEIGHTS not in digests or _config_digest(described) != digests.get("config"):
+        raise _damaged(path)
+    return config
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: was changed or damaged after it was written (sha256 differs); train the model again")
+
+
+def _config_digest(described: dict[str, Any]) -> str:
+    return _digest(json.dumps(described, sort_keys=True, allow_nan=False).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

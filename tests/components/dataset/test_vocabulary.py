@@ -59,6 +59,15 @@ def test_multi_codes_of_lists_and_arrow_columns_agree(train, values, width):
         assert (codes[:kept] >= 0).all() and (codes[kept:] == -1).all()
 
 
+@pytest.mark.parametrize("values", [["ab"], [["a"], "b"], [None, 7], pa.array(["ab"]), pa.array([1])])
+def test_single_values_of_a_multi_field_are_refused_and_not_read_by_letters(values):
+    field = fitted(Kind.MULTI, pa.array([["a"], ["b"]]))
+    with pytest.raises(UserError, match="field 'f': takes a list of values per row, not"):
+        field.encode(values)
+    with pytest.raises(UserError, match="field 'f': takes a list of values per row, not"):
+        field.encode_history(values, 3)
+
+
 @given(st.lists(LISTS), st.integers(1, 4))
 def test_history_codes_are_the_last_events_padded_on_the_left(values, length):
     field = category(["a", "b"])

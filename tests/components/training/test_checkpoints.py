@@ -50,3 +50,49 @@ def test_another_format_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(UserError, match="format 99"):
         load_model(tmp_path / "kept")
+
+
+def flipped(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("place", [0, 9, 200, -1])
+def test_a_flipped_bit_of_the_weights_is_refused(tmp_path, place):
+    save_model(tmp_path / "kept", model_of("dcn"), {})
+    flipped(tmp_path / "kept" / "model.safetensors", place)
+    with pytest.raises(UserError, match=r"model\.safetensors: was changed or damaged"):
+        load_model(tmp_path / "kept")
+
+
+def test_weights_that_end_early_or_are_gone_are_refused(tmp_path):
+    save_model(tmp_path / "kept", model_of("dcn"), {})
+    weights = tmp_path / "kept" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.raises(UserError, match="was changed or damaged"):
+        load_model(tmp_path / "kept")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        load_model(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"embedding_dim": ', '"embedding_dim": 1'), ('"dcn"', '"pnn"'), ("}", ""), ("{", "[")]
+)
+def test_a_changed_description_is_refused(tmp_path, old, new):
+    save_model(tmp_path / "kept", model_of("dcn"), {})
+    path = tmp_path / "kept" / "config.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=r"config\.json: was changed or damaged"):
+        load_model(tmp_path / "kept")
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    """Each file is whole, but the two were not written together."""
+    for name in ("dcn", "pnn"):
+        save_model(tmp_path / name, model_of(name), {})
+    (tmp_path / "dcn" / "model.safetensors").write_bytes((tmp_path / "pnn" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="was changed or damaged"):
+        load_model(tmp_path / "dcn")
