@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +33,48 @@ def render(spec: DatasetSpec) -> dict[str, Any]:
     Raises:
         UserError: there is no such environment, or one of its variables is not set.
     """
-    path = _template(os.environ.get("TANDEM_FEAST") or "laptop")
-    values = {**os.environ, "PROJECT": spec.identifier, "HOME_FEAST": str(feast_home())}
-    content: dict[str, Any] = _filled(yaml.safe_load(path.read_text(encoding="utf-8")), values, path)
+    path = _template()
+    values = {**os.environ, **_own(spec)}
+
+    def value(name: str, default: str | None) -> str:
+        found = values.get(name) or default
+        if found is None:
+            raise UserError(f"{path} needs the environment variable {name}; set it, or choose TANDEM_FEAST=laptop")
+        return found
+
+    content: dict[str, Any] = _filled(_parsed(path), value)
     return content
 
 
-def write_config(content: Mapping[str, Any], path: Path) -> None:
+def write_config(spec: DatasetSpec, path: Path) -> None:
     """Write feature_store.yaml for those who only read online, such as the service.
 
     The offline store is named and not configured: Feast then imports it only when it is used, and so a reader needs
-    neither DuckDB nor this package.
+    neither DuckDB nor this package. Variables without a default stay variables, which Feast fills in when it reads
+    the file: no password is written down.
     """
+    values = _own(spec)
+
+    def value(name: str, default: str | None) -> str:
+        return values.get(name) or (f"${{{name}}}" if default is None else os.environ.get(name) or default)
+
+    content = _filled(_parsed(_template()), value)
     offline = content["offline_store"]
     named = {**content, "offline_store": offline["type"] if isinstance(offline, dict) else offline}
     with aside(path) as draft:
         draft.write_text(yaml.safe_dump(named, sort_keys=False), encoding="utf-8")
 
 
-def _template(environment: str) -> Path:
+def _own(spec: DatasetSpec) -> dict[str, str]:
+    return {"PROJECT": spec.identifier, "HOME_FEAST": str(feast_home())}
+
+
+def _parsed(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _template() -> Path:
+    environment = os.environ.get("TANDEM_FEAST") or "laptop"
     path = FOLDER / f"{environment}.yaml"
     if path.is_file():
         return path
@@ -61,18 +84,11 @@ def _template(environment: str) -> Path:
     raise UserError(f"TANDEM_FEAST={environment}: no such environment; write {known}, or the path of a YAML file")
 
 
-def _filled(content: Any, values: Mapping[str, str], path: Path) -> Any:
+def _filled(content: Any, value: Callable[[str, str | None], str]) -> Any:
+    """The content with every variable replaced by `value(name, default)`."""
     # Filled in after parsing, so that no value can change the document's structure.
     if isinstance(content, dict):
-        return {key: _filled(value, values, path) for key, value in content.items()}
+        return {key: _filled(part, value) for key, part in content.items()}
     if isinstance(content, list):
-        return [_filled(value, values, path) for value in content]
-    return VARIABLE.sub(lambda match: _value(match, values, path), content) if isinstance(content, str) else content
-
-
-def _value(match: re.Match[str], values: Mapping[str, str], path: Path) -> str:
-    name, default = match.groups()
-    value = values.get(name) or default
-    if value is None:
-        raise UserError(f"{path} needs the environment variable {name}; set it, or choose TANDEM_FEAST=laptop")
-    return value
+        return [_filled(part, value) for part in content]
+    return VARIABLE.sub(lambda match: value(match[1], match[2]), content) if isinstance(content, str) else content

@@ -3,7 +3,6 @@
 # ruff: noqa: S608 - a key column and a constant
 from __future__ import annotations
 
-import fcntl
 import math
 import shutil
 import sys
@@ -21,6 +20,7 @@ from components.run import aside
 from feature_repo.asof import FeatureTable, latest_query, session
 from feature_repo.definitions import HISTORY_VIEW, SIDES, Definitions, build, profile_fields
 from feature_repo.environment import feast_home, render, write_config
+from feature_repo.locks import alone
 from feature_repo.publish import publish
 
 #: No value is older: tables without time stamps of their own hold from 1970 on, others may reach further back.
@@ -34,17 +34,20 @@ __all__ = ["apply", "materialise", "online_rows", "open_store", "publish", "trai
 def open_store(spec: DatasetSpec) -> Any:
     """The shared Feast store of the environment, in the data set's own project.
 
-    On the laptop its configuration is written to home()/feast/<identifier>.yaml for readers of the online store, and
-    to feature_store.yaml beside it, which names the project that was opened last.
+    Its configuration is written to home()/feast/<identifier>.yaml for readers of the online store, and to
+    feature_store.yaml beside it, which names the project that was opened last.
 
     Raises:
-        UserError: the environment is unknown or lacks a variable.
+        UserError: the environment is unknown or lacks a variable, or its SQL registry is not in PostgreSQL.
     """
     content = render(spec)
-    if content["registry"]["registry_type"] == "file":
-        for name in (spec.identifier, "feature_store"):
-            write_config(content, feast_home() / f"{name}.yaml")
-    return FeatureStore(config=RepoConfig(**content))
+    for name in (spec.identifier, "feature_store"):
+        write_config(spec, feast_home() / f"{name}.yaml")
+    store = FeatureStore(config=RepoConfig(**content))
+    if store.config.registry.registry_type == "sql":
+        with alone(store.config.registry, "schema"):
+            _ = store.registry  # makes the tables where there are none
+    return store
 
 
 @contextmanager
@@ -117,27 +120,21 @@ def _online(store: Any, key: str, features: list[str], keys: Sequence[str]) -> d
 def _changing(store: Any) -> Iterator[Any]:
     """A store that may change the registry, alone; readers see the old registry or the new one, nothing between.
 
-    Feast writes a file registry in place and without a lock; an SQL registry has its own transactions.
+    Feast writes a file registry in place; in an SQL registry each object is a transaction of its own.
     """
     registry = store.config.registry
-    if registry.registry_type != "file":
-        yield store
-        return
-    path = Path(registry.path)
-    with _locked(path.with_suffix(".lock")), aside(path) as draft:
-        if path.exists():
-            shutil.copyfile(path, draft)
-        content = store.config.model_dump(by_alias=True, exclude_unset=True)
-        yield FeatureStore(config=RepoConfig(**{**content, "registry": {**content["registry"], "path": str(draft)}}))
+    with alone(registry, store.project):
+        if registry.registry_type != "file":
+            yield store
+        else:
+            path = Path(registry.path)
+            with aside(path) as draft:
+                if path.exists():
+                    shutil.copyfile(path, draft)
+                content = store.config.model_dump(by_alias=True, exclude_unset=True)
+                content["registry"] = {**content["registry"], "path": str(draft)}
+                yield FeatureStore(config=RepoConfig(**content))
     store.refresh_registry()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _verified(store: Any, spec: DatasetSpec, view: Any, until: datetime) -> int:

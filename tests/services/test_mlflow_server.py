@@ -1,13 +1,8 @@
 """The registry against an MLflow server with PostgreSQL and S3, as a team runs it."""
 
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,80 +13,12 @@ from components.registry import client, tracking
 from components.registry.connection import connect
 from tests.components.registry.making import add_version, new_dataset, own_registry, pointed, promote, said
 from tests.components.registry.test_aliases import CHALLENGER
+from tests.services.servers import free_port, needed, postgres, process
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 BUCKET = "tandem"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-STARTED_WITHIN = 150
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def needed(name: str, *places: str) -> str:
-    """The path of a program; the test is skipped where it is not installed."""
-    path = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *places]))
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
-
-
-@contextmanager
-def process(command: list[str], log: Path, address: str, env: dict[str, str]) -> Iterator[None]:
-    """A server that answers at an address."""
-    with log.open("wb") as output:
-        started = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
-        try:
-            wait_for(address, started, log)
-            yield
-        finally:
-            os.killpg(started.pid, signal.SIGTERM)
-            try:
-                started.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                os.killpg(started.pid, signal.SIGKILL)
-                started.wait(timeout=30)
-
-
-def wait_for(address: str, started: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + STARTED_WITHIN
-    while time.monotonic() < deadline:
-        assert started.poll() is None, log.read_text()[-2000:]
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"{address} did not answer:\n{log.read_text()[-2000:]}")
-
-
-@contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """An empty PostgreSQL database, reached by a socket in its own folder; its SQLAlchemy address."""
-    binaries = [str(path) for path in Path("/usr/lib/postgresql").glob("*/bin")]
-    initdb, control = needed("initdb", *binaries), needed("pg_ctl", *binaries)
-    data, port = folder / "data", free_port()
-    folder.mkdir()
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL does not run as root.
-        as_user = [needed("runuser"), "-u", "postgres", "--"]
-        for parent in (folder, *folder.parents):
-            if parent.is_relative_to(Path("/tmp")) and parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o755)
-        shutil.chown(folder, "postgres")
-    options = f"-p {port} -k {folder} -c listen_addresses= -c fsync=off"
-    subprocess.run([*as_user, initdb, "-D", data, "-U", "tandem", "-A", "trust"], check=True, capture_output=True)
-    start = [*as_user, control, "-D", data, "-o", options, "-l", folder / "log", "-w", "start"]
-    subprocess.run(start, check=True, stdout=subprocess.DEVNULL)
-    try:
-        yield f"postgresql+psycopg2://tandem@/postgres?host={folder}&port={port}"
-    finally:
-        # Whether a server that nobody needs any more stops within a minute says nothing of what was tested.
-        subprocess.run([*as_user, control, "-D", data, "-m", "immediate", "stop"], check=False, capture_output=True)
 
 
 @contextmanager
@@ -114,7 +41,7 @@ def server(tmp_path_factory) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     env = {**os.environ, **KEYS, "MLFLOW_DISABLE_TELEMETRY": "true", "NO_PROXY": "127.0.0.1"}
     with ExitStack() as stack:
-        database = stack.enter_context(postgres(folder / "postgres"))
+        database = stack.enter_context(postgres())
         env["MLFLOW_S3_ENDPOINT_URL"] = stack.enter_context(object_store(folder, env))
         command = [
             sys.executable,

@@ -1,0 +1,52 @@
+"""One writer at a time, on one machine or on many: Feast's registries do not see to it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.dataset.errors import UserError
+
+
+@contextmanager
+def alone(registry: Any, what: str) -> Iterator[None]:
+    """Wait until no other process holds the lock `what` of a registry, and hold it.
+
+    A file registry has one lock, since Feast writes the file as a whole. In PostgreSQL it is an advisory lock of the
+    session: it falls with the connection, so that no dead process keeps it.
+
+    Raises:
+        UserError: the registry is neither a file nor in PostgreSQL.
+    """
+    if registry.registry_type == "file":
+        with _file_lock(Path(registry.path).with_suffix(".lock")):
+            yield
+        return
+    if registry.registry_type != "sql" or not registry.path.startswith("postgresql"):
+        raise UserError(f"registry_type '{registry.registry_type}': write 'file', or 'sql' with a PostgreSQL address")
+    with _advisory_lock(registry.path, what):
+        yield
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _advisory_lock(address: str, what: str) -> Iterator[None]:
+    from sqlalchemy import create_engine, text  # only a team's registry needs it
+    from sqlalchemy.pool import NullPool
+
+    key = int.from_bytes(hashlib.sha256(f"tandem feast {what}".encode()).digest()[:8], "big", signed=True)
+    engine = create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
+        yield
