@@ -35,6 +35,13 @@ class MethodName(StrEnum):
     CTRL = "ctrl"
 
 
+class PartName(StrEnum):
+    """A part of the rows that no training reads."""
+
+    VALID = "valid"
+    TEST = "test"
+
+
 Workdir = Annotated[
     Path | None,
     typer.Option(help="Folder of all state: runs, registry, online store, caches. [default: $TANDEM_HOME or .tandem]"),
@@ -73,9 +80,14 @@ def _enter(workdir: Path | None) -> None:
 
 
 def _settings(config: Path | None, assignments: list[str] | None, **flags: Any) -> RunSettings:
-    import yaml
-
     from pipelines.settings import parse_settings
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    return parse_settings(_config(config) | given, assignments or [])
+
+
+def _config(config: Path | None) -> dict[str, Any]:
+    import yaml
 
     content: dict[str, Any] = {}
     if config is not None:
@@ -84,8 +96,7 @@ def _settings(config: Path | None, assignments: list[str] | None, **flags: Any) 
         content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
         if not isinstance(content, dict):
             raise UserError(f"--config {config}: write a mapping of settings, such as 'align: {{temperature: 0.1}}'")
-    content |= {name: value for name, value in flags.items() if value is not None}
-    return parse_settings(content, assignments or [])
+    return content
 
 
 @app.command()
@@ -117,6 +128,54 @@ def run(
         from pipelines.summary import show
 
         show(result)
+
+
+@app.command()
+def compare(
+    dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    arms: Annotated[str, typer.Option(help="Names of arms, such as collaborative,ctrl,cosine.")] = "collaborative,ctrl",
+    arms_file: Annotated[Path | None, typer.Option(help="YAML file of arms of your own, by name.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds: 1, 2, and so on.", min=1, max=1000)] = 5,
+    backbones: Annotated[str, typer.Option(help="One or more backbones, such as autoint,dcn.")] = "autoint",
+    part: Annotated[
+        PartName, typer.Option(help="Where arms are measured: valid to search, test once.")
+    ] = PartName.TEST,
+    jobs: Annotated[int, typer.Option(help="Trainings at once, one thread each; 0: one per core.", min=0)] = 0,
+    assignments: Assignments = None,
+    config: Config = None,
+    workdir: Workdir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on one line.")] = False,
+) -> None:
+    """Train arms on the same rows and seeds, and print by how much and how surely they differ.
+
+    What is finished is kept: a comparison that was stopped goes on where it was, and a new one trains only what is new.
+    """
+    _enter(workdir)
+    from pipelines.arms import pick_arms
+    from pipelines.compare import Request, compare
+    from pipelines.settings import assigned
+
+    request = Request(
+        dataset=dataset,
+        arms=tuple(pick_arms(_names(arms), arms_file)),
+        backbones=tuple(_names(backbones)),
+        seeds=tuple(range(1, seeds + 1)),
+        common=assigned(_config(config), assignments or []),
+        part=part.value,
+        jobs=jobs,
+    )
+    comparison = compare(request, lambda line: print(line, file=sys.stderr))
+    if as_json:
+        print(json.dumps(comparison.to_json(), allow_nan=False))
+        return
+    print(comparison.markdown)
+    for name, path in comparison.paths.items():
+        print(f"{name:<6}{path}")
+
+
+def _names(words: str) -> list[str]:
+    """The names in a list such as 'a,b'."""
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
 @app.command(name="compile")

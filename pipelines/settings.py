@@ -55,6 +55,15 @@ def parse_settings(content: dict[str, Any], assignments: list[str]) -> RunSettin
     Raises:
         UserError: an assignment has no '=', a key is unknown, or a value is impossible.
     """
+    return validated(assigned(content, assignments))
+
+
+def assigned(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """The mapping with `key=value` assignments carried out in it.
+
+    Raises:
+        UserError: an assignment has no '=', or its value is no YAML.
+    """
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
@@ -64,6 +73,15 @@ def parse_settings(content: dict[str, Any], assignments: list[str]) -> RunSettin
         except yaml.YAMLError:
             raise UserError(f"--set {assignment}: the value is not understood; quote it as YAML") from None
         _assign(content, key.split("."), parsed, assignment)
+    return content
+
+
+def validated(content: dict[str, Any]) -> RunSettings:
+    """The mapping as settings.
+
+    Raises:
+        UserError: a key is unknown or a value is impossible.
+    """
     try:
         return RunSettings.model_validate(content)
     except ValidationError as error:

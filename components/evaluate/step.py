@@ -133,8 +133,8 @@ def _champion(rows: _Rows, candidate: Floats, champion: Champion) -> Content:
     return {**names, "compatible": True, "reason": None, **summary, "lift": gain}
 
 
-def bayes_auc(data: TrainingSet, rows: SplitArrays, impressions: Any) -> float | None:
-    """The AUC of the probabilities that the sample's labels were drawn from; None for any other data set."""
+def bayes_probabilities(data: TrainingSet, impressions: Any) -> Floats | None:
+    """The probabilities [n] that the sample's labels were drawn from; None for any other data set."""
     path = data_home() / SAMPLE / "truth.parquet"
     if data.spec.name != SAMPLE or not path.is_file():
         return None
@@ -144,7 +144,13 @@ def bayes_auc(data: TrainingSet, rows: SplitArrays, impressions: Any) -> float |
     # A data set of the same name with rows of its own has no known truth.
     if not (known[places] == wanted).all():
         return None
-    return auc(rows.labels, truth["probability"].to_numpy()[places])
+    return np.asarray(truth["probability"].to_numpy()[places], dtype=np.float64)
+
+
+def bayes_auc(data: TrainingSet, rows: SplitArrays, impressions: Any) -> float | None:
+    """The best possible AUC on these rows of the sample; None for any other data set."""
+    truth = bayes_probabilities(data, impressions)
+    return None if truth is None else auc(rows.labels, truth)
 
 
 def _curves(rows: _Rows, scores: Mapping[str, Floats]) -> Content:

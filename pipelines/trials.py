@@ -1,0 +1,184 @@
+"""One arm, one backbone, one seed: what its training reads and where its results are kept.
+
+Everything that is made lies in a folder named after all that decides it. What is there is not made again, so that a
+comparison goes on where it was stopped, and arms share what they have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.dataset.catalog import load_spec
+from components.dataset.spec import IMPRESSION_ID, DatasetSpec
+from components.dataset.training_set import TrainingSet
+from components.run import aside, read_json
+from pipelines.settings import COLLABORATIVE, RunSettings
+
+log = logging.getLogger("tandem.compare")
+
+#: Settings of encode that change where and how fast vectors are made, and not the vectors.
+ENCODE_RESOURCES = {"processes", "batch_tokens", "block", "cache", "device"}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of results, each under the digest of what decides it."""
+
+    root: Path
+
+    def place(self, kind: str, **decides: Any) -> Path:
+        """The folder of a result of this kind; it may not be there yet."""
+        content = json.dumps(decides, sort_keys=True, ensure_ascii=False)
+        return self.root / kind / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one arm, with the folders that it reads and writes.
+
+    `aligned` is None where the arm has no stage 1; prompts and embeddings where it meets no PLM at all.
+    """
+
+    arm: str
+    backbone: str
+    seed: int
+    settings: RunSettings
+    training_set: Path
+    prompts: Path | None
+    embeddings: Path | None
+    aligned: Path | None
+    trained: Path
+
+    def scores(self, part: str) -> Path:
+        """The file with the trial's probabilities on a part."""
+        return self.trained / f"scores_{part}.parquet"
+
+    def curve(self) -> dict[str, Any]:
+        """The training curve: best_epoch and history."""
+        curve: dict[str, Any] = read_json(self.trained / "curve.json")
+        return curve
+
+    def seconds(self) -> float:
+        """Seconds of this trial's own training, stage 1 included; texts and encodings are shared and not counted."""
+        folders = [self.trained, *([self.aligned] if self.aligned else [])]
+        return sum(float(line["seconds"]) for path in folders for line in read_json(path / "curve.json")["history"])
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to be made: it is done when `output` is there, and can begin when `needs` is."""
+
+    name: str
+    output: Path
+    needs: Path | None
+    work: Callable[[], None]
+
+
+def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path) -> Trial:
+    """Where everything of a trial lies."""
+    finetune = settings.finetune.model_dump(mode="json", exclude={"threads"})
+    network = {
+        "data": training_set.name,
+        "backbone": settings.backbone,
+        "model": settings.model.model_dump(mode="json"),
+        "seed": settings.seed,
+    }
+    prompts = embeddings = aligned = None
+    if settings.method != COLLABORATIVE:
+        prompts = store.place("prompts", data=training_set.name, prompt=settings.prompt.model_dump(mode="json"))
+        encode = settings.encode.model_dump(mode="json", exclude=ENCODE_RESOURCES)
+        embeddings = store.place("embeddings", prompts=prompts.name, encode=encode)
+        stage_1 = {"embeddings": embeddings.name, "align": settings.align.model_dump(mode="json")}
+        aligned = store.place("aligned", **network, **stage_1)
+    trained = store.place("trained", **network, finetune=finetune, start=aligned.name if aligned else None)
+    places = training_set, prompts, embeddings, aligned, trained
+    return Trial(arm, settings.backbone, settings.seed, settings, *places)
+
+
+def make_training_set(store: Store, settings: RunSettings) -> Path:
+    """Validate the data set and retrieve its training set, unless that has been done; its folder.
+
+    Raises:
+        UserError: the data set is wrong.
+        ValidationStoppedError: validation stopped it.
+    """
+    from components.retrieve.step import retrieve
+    from components.validate.step import validate
+
+    spec = load_spec(settings.dataset)
+    checks = settings.checks.model_dump(mode="json")
+    output = store.place("training_sets", spec=spec.to_yaml(), sources=_fingerprints(spec), checks=checks)
+    if not output.is_dir():
+        tables = store.root / "validated" / output.name
+        validate(settings.dataset, tables, tables.with_name(f"{tables.name}-docs"), settings.checks)
+        retrieve(settings.dataset, tables, output)
+    return output
+
+
+def _fingerprints(spec: DatasetSpec) -> list[str]:
+    """What tells that a source has changed: size and time of its files, or the store's own tag."""
+    import fsspec
+
+    sources = [source for source in (spec.sources.impressions, spec.sources.users, spec.sources.items) if source]
+    found = []
+    for source in sources:
+        system, path = fsspec.core.url_to_fs(source.path)
+        found += [system.ukey(file) for file in sorted(system.find(path))]
+    return found
+
+
+def make_embeddings(trial: Trial) -> None:
+    """Write and encode the texts that a trial reads, unless that has been done."""
+    from components.encode.step import encode
+    from components.prompt_transform.step import prompt_transform
+
+    if trial.prompts is None or trial.embeddings is None:
+        return
+    if not trial.prompts.is_dir():
+        prompt_transform(trial.training_set, trial.prompts, trial.settings.prompt)
+    if not trial.embeddings.is_dir():
+        encode(trial.prompts, trial.embeddings, trial.settings.encode)
+
+
+def tasks_of(trial: Trial, part: str) -> Iterator[Task]:
+    """What has to be made before the trial's scores on a part are there, in order."""
+    name = f"{trial.backbone}, {trial.arm}, seed {trial.seed}"
+    if trial.aligned is not None:
+        yield Task(f"align {name}", trial.aligned, None, partial(_align, trial))
+    yield Task(f"train {name}", trial.scores(part), trial.aligned, partial(_train, trial, part))
+
+
+def _align(trial: Trial) -> None:
+    from components.align.step import align
+
+    assert trial.prompts and trial.embeddings and trial.aligned  # noqa: S101  (a task of arms with a stage 1)
+    paths = trial.training_set, trial.prompts, [trial.embeddings], trial.aligned
+    align(*paths, trial.backbone, trial.settings.model, trial.settings.align, trial.seed)
+
+
+def _train(trial: Trial, part: str) -> None:
+    """Train where that has not been done, and score the part once."""
+    from components.evaluate.scoring import arm_scorer
+    from components.finetune.step import finetune
+
+    settings = trial.settings
+    if not trial.trained.is_dir():
+        training = settings.finetune.model_copy(update={"threads": 1})
+        start = trial.backbone, settings.model, training, trial.seed, trial.aligned
+        finetune(trial.training_set, trial.trained, trial.arm, *start)
+    data = TrainingSet.open(trial.training_set)
+    scorer = arm_scorer(trial.arm, trial.trained, data.layout, settings.evaluate.model_copy(update={"threads": 1}))
+    probabilities = pa.array(scorer(data.arrays(part).ids))
+    impressions = data.table(part, [IMPRESSION_ID])[IMPRESSION_ID]
+    with aside(trial.scores(part)) as draft:
+        pq.write_table(pa.table({IMPRESSION_ID: impressions, "probability": probabilities}), draft)

@@ -1,0 +1,236 @@
+"""`tandem compare`: same rows and seeds for every arm, honest tests, nothing trained twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from components.dataset.errors import UserError
+from components.dataset.training_set import TrainingSet
+from pipelines.arms import Arm, pick_arms, read_arms
+from pipelines.compare import carry_out
+from pipelines.findings import over_seeds, spread
+from pipelines.settings import RunSettings
+from pipelines.trials import Store, Task, plan_trial
+from tests.pipelines.shop import QUICKLY, tandem, write_shop
+
+ARMS = """
+short:
+  description: Fewer steps of both stages
+  method: ctrl
+  settings: {align: {similarity: cosine}, finetune: {epochs: 1}}
+"""
+
+
+def compared(folder: Path, *arguments: str) -> tuple[dict, list[str]]:
+    """The JSON of a comparison, and the lines about what was trained for it."""
+    (folder / "arms.yaml").write_text(ARMS)
+    common = ["--dataset", folder / "shop.yaml", "--arms", "short,collaborative", "--arms-file", folder / "arms.yaml"]
+    done = tandem("compare", *common, "--jobs", "1", "--json", *QUICKLY, *arguments, home=folder / "home")
+    assert done.returncode == 0, done.stderr
+    made = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    return json.loads(done.stdout.splitlines()[-1]), made
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    write_shop(folder)
+    found, made = compared(folder, "--seeds", "2")
+    return folder, found, made
+
+
+def test_figures_are_those_of_the_scores(shop):
+    folder, found, made = shop
+    assert len(made) == 6  # two seeds: a training of each arm, and a stage 1
+    assert list(found["arms"]) == ["collaborative", "short"]
+    store = folder / "home" / "comparisons"
+    data = TrainingSet.open(next((store / "training_sets").iterdir()))
+    test = data.table("test")
+    recomputed = set()
+    for path in (store / "trained").glob("*/scores_test.parquet"):
+        scores = pq.read_table(path)
+        assert scores["impression_id"].equals(test["impression_id"])
+        recomputed.add(round(roc_auc_score(test["label"], scores["probability"]), 9))
+    told = [auc for arm in found["arms"].values() for auc in arm["auc"]["by_seed"].values()]
+    assert {round(auc, 9) for auc in told} == recomputed and len(recomputed) == 4
+    for arm in found["arms"].values():
+        aucs = list(arm["auc"]["by_seed"].values())
+        assert arm["auc"]["mean"] == pytest.approx(np.mean(aucs))
+        assert arm["auc"]["sd"] == pytest.approx(np.std(aucs, ddof=1))
+
+
+def test_lift_is_paired_and_selection_reads_no_test_row(shop):
+    _, found, _ = shop
+    arm, base = found["arms"]["short"], found["arms"]["collaborative"]
+    lift = arm["lift"]["overall"]
+    differences = [arm["auc"]["by_seed"][seed] - base["auc"]["by_seed"][seed] for seed in ("1", "2")]
+    assert lift["auc"]["difference"] == pytest.approx(np.mean(differences))
+    aucs = ([one["auc"]["by_seed"][seed] for seed in ("1", "2")] for one in (arm, base))
+    assert lift["auc"]["p"] == pytest.approx(stats.ttest_rel(*aucs).pvalue)
+    for seed, difference in zip(("1", "2"), differences, strict=True):
+        assert lift["by_seed"][seed]["auc_difference"] == pytest.approx(difference)
+        assert lift["by_seed"][seed]["delong"]["low"] < difference < lift["by_seed"][seed]["delong"]["high"]
+    assert (arm["epochs"], arm["settings"]["finetune"]["epochs"]) == ({"1": 1, "2": 1}, 1)
+    assert base["settings"]["finetune"]["epochs"] == 4
+    markdown = Path(found["paths"]["table"]).read_text()
+    assert f"{arm['auc']['mean']:.4f} ± {arm['auc']['sd']:.4f}" in markdown
+    assert Path(found["paths"]["plot"]).read_text().startswith("<svg")
+    assert json.loads(Path(found["paths"]["json"]).read_text())["arms"] == found["arms"]
+
+
+def test_it_goes_on_where_it_was_stopped(shop):
+    folder, found, _ = shop
+    trained = folder / "home" / "comparisons" / "trained"
+    kept = sorted(trained.iterdir())
+    lost = kept.pop()
+    before = {path: (path / "model.safetensors").stat().st_mtime_ns for path in kept}
+    again = json.loads((lost / "config.json").read_text())["meta"]
+    for file in lost.iterdir():
+        file.unlink()
+    lost.rmdir()
+    resumed, made = compared(folder, "--seeds", "2")
+    assert [line.split(": ")[0] for line in made] == [f"[1/1] train autoint, {again['arm']}, seed {again['seed']}"]
+    assert {path: (path / "model.safetensors").stat().st_mtime_ns for path in kept} == before
+    assert {name: arm["auc"] for name, arm in resumed["arms"].items()} == {
+        name: arm["auc"] for name, arm in found["arms"].items()
+    }
+
+
+def test_searching_on_the_valid_part_leaves_the_test_part_alone(shop):
+    folder, _, _ = shop
+    trained = folder / "home" / "comparisons" / "trained"
+    there = set(trained.iterdir())
+    found, _ = compared(folder, "--seeds", "1", "--part", "valid", "--set", "model.dropout=0.3")
+    new = set(trained.iterdir()) - there
+    assert {file.name for path in new for file in path.glob("scores_*")} == {"scores_valid.parquet"}
+    arm = found["arms"]["short"]
+    assert (found["part"], found["rows"]) == ("valid", 180)
+    assert arm["auc"]["by_seed"]["1"] == pytest.approx(arm["valid_auc"]["by_seed"]["1"])
+    assert arm["auc"]["sd"] is None and arm["lift"]["overall"]["auc"] is None
+
+
+# --- places ------------------------------------------------------------------------------------------------------
+
+
+def planned(**changes):
+    return plan_trial(Store(Path("/nowhere")), "arm", RunSettings(**{"method": "ctrl", **changes}), Path("/data/a"))
+
+
+def test_what_decides_a_result_names_its_folder():
+    plain = planned()
+    assert planned(finetune={"threads": 3}).trained == plain.trained
+    assert planned(encode={"processes": 3}).embeddings == plain.embeddings
+    later = planned(finetune={"epochs": 3})
+    assert later.aligned == plain.aligned and later.trained != plain.trained
+    for change in ({"seed": 2}, {"backbone": "dcn"}, {"model": {"dropout": 0.5}}, {"align": {"temperature": 0.1}}):
+        other = planned(**change)
+        assert other.embeddings == plain.embeddings
+        assert other.aligned != plain.aligned and other.trained != plain.trained, change
+    drawn = planned(encode={"plm": {"random_weights": True}})
+    assert drawn.prompts == plain.prompts and drawn.embeddings != plain.embeddings and drawn.trained != plain.trained
+    assert planned(prompt={"form": "field-value"}).prompts != plain.prompts
+    alone = planned(method="collaborative", align={"temperature": 0.1})
+    assert alone.aligned is None and alone.trained == planned(method="collaborative").trained != plain.trained
+
+
+# --- arms --------------------------------------------------------------------------------------------------------
+
+
+def test_every_built_in_arm_is_a_run():
+    names = list(read_arms(Path("pipelines/arms.yaml")))
+    assert {"collaborative", "ctrl", "cosine", "random_plm"} <= set(names)
+    settings = {arm.name: arm.over({"seed": 4}) for arm in pick_arms(names)}
+    assert all(one.seed == 4 for one in settings.values())
+    assert settings["random_plm"].encode.plm.random_weights
+    assert settings["cosine"].align.similarity == "cosine"
+
+
+def test_an_arm_lies_over_the_common_settings():
+    arm = Arm(name="warm", settings={"align": {"temperature": 0.1}})
+    run = arm.over({"align": {"temperature": 0.5, "epochs": 2}, "finetune": {"epochs": 3}})
+    assert (run.align.temperature, run.align.epochs, run.finetune.epochs) == (0.1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: {settings: {align: {temprature: 1}}}", ["a", "temprature", "temperature"]),
+        ("a: {settings: {seed: 3}}", ["a", "seed", "same for all arms"]),
+        ("a: {method: magic}", ["arms.yaml", "method"]),
+        ("a: {colour: red}", ["arms.yaml", "colour"]),
+        ("[a, b]", ["arms.yaml", "by name"]),
+        ("a: [", ["arms.yaml", "YAML"]),
+        ("b: {}", ["no arm 'a'", "collaborative"]),
+    ],
+)
+def test_wrong_arms_are_refused(tmp_path, content, said):
+    (tmp_path / "arms.yaml").write_text(content)
+    with pytest.raises(UserError) as refusal:
+        for arm in pick_arms(["a"], tmp_path / "arms.yaml"):
+            arm.over({})
+    for word in said:
+        assert word in str(refusal.value)
+
+
+def test_unknown_and_doubled_names_are_refused(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        pick_arms(["cosin"])
+    with pytest.raises(UserError, match="twice"):
+        pick_arms(["ctrl", "ctrl"])
+    with pytest.raises(UserError, match="no such file"):
+        pick_arms(["ctrl"], tmp_path / "absent.yaml")
+
+
+# --- tests over seeds --------------------------------------------------------------------------------------------
+
+
+def test_paired_test_is_that_of_scipy():
+    one, other = np.random.default_rng(1).normal(size=(2, 6))
+    found = over_seeds(list(one - other))
+    theirs = stats.ttest_rel(one, other)
+    assert found["p"] == pytest.approx(theirs.pvalue)
+    interval = theirs.confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    assert over_seeds([0.1]) is None and over_seeds([0.1, None]) is None
+    assert over_seeds([0.1, 0.1])["p"] == 0.0 and over_seeds([0.0, 0.0])["p"] == 1.0
+
+
+def test_spread_of_a_metric_that_a_seed_lacks_is_not_made_up():
+    assert spread([1, 2], [0.5, None]) == {"mean": None, "sd": None, "by_seed": {"1": 0.5, "2": None}}
+    assert spread([1, 2], [0.5, 0.7])["sd"] == pytest.approx(0.1 * math.sqrt(2))
+
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, *needed: Path) -> None:
+    assert all(one.exists() for one in needed)
+    path.write_text("made")
+
+
+def fail() -> None:
+    raise UserError("epochs must be more")
+
+
+def test_tasks_wait_for_what_they_need_and_a_failure_is_named(tmp_path):
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    told: list[str] = []
+    tasks = [
+        Task("second", second, first, partial(write, second, first)),
+        Task("first", first, None, partial(write, first)),
+        Task("bad", third, second, fail),
+        Task("never", tmp_path / "never", third, partial(write, third)),
+    ]
+    with pytest.raises(UserError, match="bad: epochs must be more"):
+        carry_out(tasks, 2, told.append)
+    assert [line.split(":")[0] for line in told] == ["[1/4] first", "[2/4] second"]
+    assert not third.exists()
