@@ -21,6 +21,7 @@ from components.dataset.spec import (
     FieldSpec,
     Kind,
 )
+from feature_repo.activity import ACTIVITY
 from feature_repo.history import HISTORY_TABLE, history_columns
 
 #: Key column and published table of each side that has a profile.
@@ -59,7 +60,11 @@ def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> De
 
     The fields of a side are the features of its view (`user_profile`, `item_profile`: one row per user or item and
     time); an id field is the view's key and no feature; a side without fields has no view. A spec with a history
-    has `user_history`: one row per user and moment after an event.
+    has `user_history`: one row per user and moment after an event. A spec with an activity has `user_activity` and
+    `item_statistics`: one row per user or item and moment at which a count changes.
+
+    The context of a request is no view: its fields are columns of the impressions and values of the request, which
+    no store need hold, and Feast's on-demand views keep their function as a pickle in the registry.
 
     Args:
         spec: the data set.
@@ -70,6 +75,7 @@ def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> De
     views = [_profile(spec, side, entities[side], offline, ttl) for side in SIDES if profile_fields(spec, side)]
     if spec.history is not None:
         views.append(_history(spec, entities["user"], offline))
+    views += [_activity(spec, side, entities[side], offline) for side in SIDES if spec.activity_fields(side)]
     service = FeatureService(name=f"ctr_{spec.identifier}", features=views)
     return Definitions(tuple(entities.values()), tuple(views), service)
 
@@ -112,6 +118,12 @@ def _history(spec: DatasetSpec, entity: Any, offline: Path) -> Any:
     tags = {"length": str(length), "events": "label == 1"}
     path = offline / f"{HISTORY_TABLE}.parquet"
     return _view(HISTORY_VIEW, entity, fields, path, "", timedelta(0), tags)
+
+
+def _activity(spec: DatasetSpec, side: str, entity: Any, offline: Path) -> Any:
+    fields = [Field(name=field.name, dtype=Float64) for field in spec.activity_fields(side)]
+    name = ACTIVITY[side]
+    return _view(name, entity, fields, offline / f"{name}.parquet", "", timedelta(0), {"events": "all"})
 
 
 def _view(

@@ -11,6 +11,7 @@ from pathlib import Path
 from components.dataset.errors import UserError
 from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, DatasetSpec
 from components.run import aside, home
+from feature_repo.activity import ACTIVITY, activity_query
 from feature_repo.asof import literal, quoted, session
 from feature_repo.definitions import SIDES, has_created, profile_fields
 from feature_repo.history import HISTORY_TABLE, history_query
@@ -24,7 +25,7 @@ def publish(spec: DatasetSpec, validated: Path) -> Path:
 
     The folder's name is the digest of the spec and of the validated files, so that publishing twice does nothing
     and a run never reads tables that another run has replaced. Of rows with the same key, time stamp and creation
-    time the last in the file counts. A history is computed here.
+    time the last in the file counts. History and activity are computed here.
 
     Raises:
         UserError: `validated` lacks a table.
@@ -68,13 +69,16 @@ def _file_digest(path: Path) -> str:
 
 
 def _queries(spec: DatasetSpec, validated: Path, published: Path) -> Iterator[tuple[str, str]]:
-    for side, (_, table) in SIDES.items():
+    impressions = validated_file(validated, "impressions")
+    for side, (key, table) in SIDES.items():
         if profile_fields(spec, side):
             yield table, _profile_query(spec, side, validated_file(validated, table))
+        if spec.activity_fields(side):
+            yield ACTIVITY[side], activity_query(spec, side, key, impressions)
     if spec.history is not None:
         # The published items, since only there no two rows of an item are equally new.
         items = published / f"{SIDES['item'][1]}.parquet"
-        yield HISTORY_TABLE, history_query(spec, validated_file(validated, "impressions"), items)
+        yield HISTORY_TABLE, history_query(spec, impressions, items)
 
 
 def _profile_query(spec: DatasetSpec, side: str, path: Path) -> str:

@@ -18,7 +18,7 @@ from feast import FeatureStore, RepoConfig
 from components.dataset.spec import DatasetSpec
 from components.run import aside
 from feature_repo.asof import FeatureTable, latest_query, session
-from feature_repo.definitions import HISTORY_VIEW, SIDES, Definitions, build, profile_fields
+from feature_repo.definitions import SIDES, Definitions, build
 from feature_repo.environment import feast_home, render, write_config
 from feature_repo.locks import alone
 from feature_repo.publish import publish
@@ -103,9 +103,8 @@ def materialise(store: Any, spec: DatasetSpec, end: datetime | None = None) -> d
 
 def online_rows(store: Any, spec: DatasetSpec, side: str, keys: Sequence[str]) -> dict[str, list[Any]]:
     """The online features of users or items as columns, in the order of their ids `keys`; None where there are none."""
-    features = [f"{side}_profile:{field.name}" for field in profile_fields(spec, side)]
-    if side == "user" and spec.history is not None:
-        features += [f"{HISTORY_VIEW}:{field.name}" for field in store.get_feature_view(HISTORY_VIEW).features]
+    views = [view for view in build(spec, Path()).views if view.entities == [side]]
+    features = [f"{view.name}:{field.name}" for view in views for field in view.features]
     return _online(store, SIDES[side][0], features, keys)
 
 

@@ -30,6 +30,9 @@ CREATED_TIMESTAMP = "created_timestamp"
 LABEL = "label"
 RESERVED = frozenset({IMPRESSION_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, LABEL})
 
+#: What is counted of a user or an item over each window.
+ACTIVITY_MEASURES = ("impressions", "positives", "positive_rate")
+
 Side = Literal["user", "item", "context"]
 
 
@@ -174,6 +177,27 @@ class HistorySpec(_Model):
     words: str = Field(default="who has recently viewed", description="Words before the history in the prompt.")
 
 
+class ActivitySpec(_Model):
+    """Counts over windows before each impression: of the user's impressions, and of the item's.
+
+    For each side and window three numbers are inputs of the model: `user_impressions_1h`, `user_positives_1h` (those
+    with label 1) and `user_positive_rate_1h` (their ratio). They are missing before the first event that is known.
+    """
+
+    windows: tuple[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}[smhd]$")], ...] = Field(
+        min_length=1, max_length=8, description="Lengths such as 30m, 1h, 7d."
+    )
+    sides: tuple[Literal["user", "item"], ...] = Field(default=("user", "item"), min_length=1)
+    buckets: int = Field(default=16, ge=2, le=1024, description="Quantile bins of each number.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, values in (("windows", self.windows), ("sides", self.sides)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"activity.{name} holds a value twice: {', '.join(values)}; keep one of them")
+        return self
+
+
 class PromptSpec(_Model):
     """The words that open the user's and the item's sentence."""
 
@@ -192,6 +216,7 @@ class DatasetSpec(_Model):
     fields: tuple[FieldSpec, ...] = Field(min_length=1)
     split: SplitSpec = SplitSpec()
     history: HistorySpec | None = None
+    activity: ActivitySpec | None = None
     prompt: PromptSpec = PromptSpec()
     max_unknown_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of impressions of users or items absent from their table."
@@ -199,16 +224,17 @@ class DatasetSpec(_Model):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        names = [field.name for field in self.fields]
+        names = [field.name for field in (*self.fields, *self.activity_fields())]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"field named twice: {', '.join(twice)}")
         if not self.model_fields_of():
             raise ValueError("no field is an input of the model; add at least one that is not text")
-        if self.keys.timestamp is None and (self.split.by == "time" or self.history is not None):
+        timed = self.split.by == "time" or self.history is not None or self.activity is not None
+        if self.keys.timestamp is None and timed:
             raise ValueError(
-                "without 'keys.timestamp' there is no time split and no history; "
-                "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history'"
+                "without 'keys.timestamp' there is no time split, no history and no activity; "
+                "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history' and 'activity'"
             )
         self._check_tables()
         self._check_timestamps()
@@ -255,8 +281,21 @@ class DatasetSpec(_Model):
         return tuple(field for field in self.fields if field.side == side)
 
     def model_fields_of(self, side: str | None = None) -> tuple[FieldSpec, ...]:
-        """Inputs of the collaborative model, in the spec's order; of one side where it is given."""
-        return tuple(f for f in self.fields if f.in_model and (side is None or f.side == side))
+        """Inputs of the collaborative model, the activity's last; of one side where it is given."""
+        fields = (*self.fields, *self.activity_fields())
+        return tuple(f for f in fields if f.in_model and (side is None or f.side == side))
+
+    def activity_fields(self, side: str | None = None) -> tuple[FieldSpec, ...]:
+        """The numbers that `activity` adds, of all sides or one; no column of the user's own tables is behind them."""
+        if self.activity is None:
+            return ()
+        return tuple(
+            FieldSpec(name=f"{of}_{measure}_{window}", side=of, kind=Kind.NUMBER, buckets=self.activity.buckets)
+            for of in self.activity.sides
+            if side in {None, of}
+            for window in self.activity.windows
+            for measure in ACTIVITY_MEASURES
+        )
 
     def field(self, name: str) -> FieldSpec:
         """The field of this name.

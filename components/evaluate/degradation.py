@@ -26,7 +26,8 @@ LAGS = {"hour": 3_600, "day": 86_400, "week": 604_800}
 MICROSECONDS = 1_000_000
 STALE_NOTE = (
     "A stale row has the values of the first row of its user (item) later than its own moment less the lag: exact for "
-    "the history, which changes with impressions only; a profile's change between that moment and that row is not seen."
+    "the history, which changes with impressions only; what changes in a profile or falls out of a window of counts "
+    "between that moment and that row is not seen."
 )
 NO_TIME_NOTE = "The data set has no time stamps: nothing in it can be stale."
 UNREAD_NOTE = "The model does not read: "
@@ -69,7 +70,7 @@ def degradation(data: TrainingSet, test: SplitArrays, scorer: Scorer, settings: 
     """
     sample = _draw(test, scorer, settings)
     complete = _measured(sample.labels, sample.scores)
-    lines = [_degraded(sample, case, complete, scorer) for case in _missing(data.layout, sample)]
+    lines = [_degraded(sample, case, complete, scorer) for case in _missing(data, sample)]
     unread = _unread(lines, complete)
     # Reading the log anew is dear, and of no use where nothing that the model reads can grow old.
     old = {name: slots for name, slots in changing(data).items() if name not in unread}
@@ -99,7 +100,7 @@ def _constant(data: TrainingSet, old: Mapping[str, Slots], stale: list[Content])
     """Views that are the same however long ago one looks; none are said to be where there is no time."""
     if data.spec.keys.timestamp is None:
         return []
-    profiles = {name for name in views(data.layout) if name.endswith("_profile")} - set(changing(data))
+    profiles = {name for name in views(data) if name.endswith("_profile")} - set(changing(data))
     return sorted(profiles | (set(old) - {line["name"] for line in stale if line["changed"] > 0}))
 
 
@@ -131,11 +132,12 @@ def _rescored(sample: _Sample, ids: Ids, scorer: Scorer) -> tuple[npt.NDArray[np
     return changed, scores
 
 
-def _missing(layout: InputLayout, sample: _Sample) -> Iterator[_Case]:
+def _missing(data: TrainingSet, sample: _Sample) -> Iterator[_Case]:
+    layout = data.layout
     for slots in layout.fields:
         how = "unknown" if slots.kind == Kind.ID else "missing"
         yield _Case("feature", slots.name, how, (slots,), without(layout, sample.ids, (slots,)))
-    for name, members in views(layout).items():
+    for name, members in views(data).items():
         yield _Case("view", name, "missing", members, without(layout, sample.ids, members))
     for side, members in whole_rows(layout).items():
         yield _Case("row", side, "missing", members, without(layout, sample.ids, members))

@@ -19,20 +19,24 @@ Numbers = npt.NDArray[np.int64]
 Slots = tuple[FieldSlots, ...]
 
 
-def views(layout: InputLayout) -> dict[str, Slots]:
+def views(data: TrainingSet) -> dict[str, Slots]:
     """The columns of each feature view, by the names that they have in the feature store, and of the context."""
-    profile = [slots for slots in layout.fields if slots.kind != Kind.ID]
+    layout, counts = data.layout, {field.name for field in data.spec.activity_fields()}
+    activity = [slots for slots in layout.fields if slots.name in counts]
+    profile = [slots for slots in layout.fields if slots.kind != Kind.ID and slots.name not in counts]
     members = {
         "user_profile": tuple(slots for slots in profile if slots.side == "user"),
         "item_profile": tuple(slots for slots in profile if slots.side == "item"),
         "user_history": layout.history,
+        "user_activity": tuple(slots for slots in activity if slots.side == "user"),
+        "item_statistics": tuple(slots for slots in activity if slots.side == "item"),
         "context": tuple(slots for slots in profile if slots.side == "context"),
     }
     return {name: slots for name, slots in members.items() if slots}
 
 
 def changing(data: TrainingSet) -> dict[str, Slots]:
-    """The views whose values can be others at another time: the history, and tables with time stamps of their own.
+    """The views whose values can be others at another time: of events, and of tables with time stamps of their own.
 
     The context comes with the request and is never old; without time stamps nothing is.
     """
@@ -40,7 +44,8 @@ def changing(data: TrainingSet) -> dict[str, Slots]:
         return {}
     tables = {"user_profile": data.spec.sources.users, "item_profile": data.spec.sources.items}
     dated = {name for name, table in tables.items() if table is not None and table.timestamp is not None}
-    return {name: slots for name, slots in views(data.layout).items() if name in {*dated, "user_history"}}
+    of_events = {"user_history", "user_activity", "item_statistics"}
+    return {name: slots for name, slots in views(data).items() if name in dated | of_events}
 
 
 def whole_rows(layout: InputLayout) -> dict[str, Slots]:

@@ -148,6 +148,32 @@ def naive_history(log, items, created, length):
     return histories
 
 
+def naive_activity(log, key, seconds):
+    """Each impression's impressions, positives and rate before it, of its user or item, for each window in seconds.
+
+    None for all three before anything is known of the user or item.
+    """
+    rows = log.to_pylist()
+    found = []
+    for row in rows:
+        now = row["event_timestamp"]
+        known = [
+            event
+            for event in rows
+            if event[key] == row[key]
+            and max(event["event_timestamp"], event.get("created_timestamp", BASE)) <= now
+            # What happens at a moment is known only after it; what is entered at a moment is known at it.
+            and event["event_timestamp"] < now
+        ]
+        numbers = []
+        for width in seconds:
+            inside = [event["label"] for event in known if event["event_timestamp"] > now - timedelta(seconds=width)]
+            rate = sum(inside) / len(inside) if inside else None
+            numbers += [len(inside), sum(inside), rate] if known else [None, None, None]
+        found.append(numbers)
+    return found
+
+
 def one_row_tables():
     """User 'a' and item 'a', known from the beginning."""
     columns = {"event_timestamp": [BASE], "created_timestamp": [BASE]}

@@ -80,6 +80,24 @@ def test_late_events_enter_the_history_when_they_are_known(retrieved):
     assert "created_timestamp" not in table.column_names
 
 
+@few
+@given(log=logs.impressions(), delays=st.lists(st.integers(-2, 8), min_size=25, max_size=25), late=st.booleans())
+def test_activity_equals_the_naive_one(retrieved, log, delays, late):
+    """Ties in time, labels of the same moment, events that are entered late, or after their window has passed."""
+    sources = logs.make_spec().sources.model_dump()
+    if late:
+        sources["impressions"]["created"] = "c"
+        known = [row["event_timestamp"] + timedelta(seconds=s) for row, s in zip(log.to_pylist(), delays, strict=False)]
+        log = log.append_column("created_timestamp", pa.array(known, logs.MOMENT))
+    spec = logs.make_spec(activity={"windows": ["1s", "4s", "1h"]}, sources=sources)
+    table = retrieved(spec, log, *logs.one_row_tables())
+    for side in ("user", "item"):
+        names = [field.name for field in spec.activity_fields(side)]
+        assert names[:3] == [f"{side}_impressions_1s", f"{side}_positives_1s", f"{side}_positive_rate_1s"]
+        found = [[row[name] for name in names] for row in table.select(names).to_pylist()]
+        assert found == logs.naive_activity(log, f"{side}_id", (1, 4, 3600))
+
+
 def test_a_frame_of_entities_gives_the_same_as_sql(retrieved, tmp_path):
     from feature_repo.definitions import build
     from feature_repo.publish import publish

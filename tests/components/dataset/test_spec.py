@@ -54,8 +54,22 @@ def test_faults_are_named():
     fails("split.ratios must be three positive numbers", split={"ratios": [0.5, 0.5, 0.5]})
     fails("label rule 'big' is not understood", label={"column": "rating", "positive": "big"})
     fails("history names unknown item fields: age", history={"fields": ["age"]})
+    fails("activity.windows holds a value twice: 1h, 1h", activity={"windows": ["1h", "1h"]})
+    fails("activity.windows.0: String should match pattern", activity={"windows": ["1 hour"]})
+    twice = with_field(name="item_positives_1h")
+    fails("field named twice: item_positives_1h", fields=twice, activity={"windows": ["1h"]})
     with pytest.raises(UserError, match="key 'label' is missing; add it"):
         parse_spec({key: value for key, value in content().items() if key != "label"}, "films.yaml")
+
+
+def test_activity_adds_numbers_to_the_model_and_not_to_the_prompt():
+    spec = spec_of(activity={"windows": ["30m", "7d"], "sides": ["item"], "buckets": 4})
+    added = [field.name for field in spec.model_fields_of("item") if field not in spec.fields]
+    assert added == [
+        f"item_{name}_{w}" for w in ("30m", "7d") for name in ("impressions", "positives", "positive_rate")
+    ]
+    assert {(field.kind, field.buckets) for field in spec.activity_fields()} == {("number", 4)}
+    assert spec.model_fields_of("user") == spec_of().model_fields_of("user")
 
 
 def test_time_stamps():

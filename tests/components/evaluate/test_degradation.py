@@ -55,7 +55,7 @@ def test_a_missing_key_is_an_unknown_one(data):
 
 
 def test_views_and_whole_rows_name_their_fields(data):
-    named = {name: [slots.name for slots in members] for name, members in views(data.layout).items()}
+    named = {name: [slots.name for slots in members] for name, members in views(data).items()}
     assert named == {
         "user_profile": ["age"],
         "item_profile": ["genres", "price"],
@@ -64,6 +64,22 @@ def test_views_and_whole_rows_name_their_fields(data):
     }
     rows = {name: [slots.name for slots in members] for name, members in whole_rows(data.layout).items()}
     assert rows == {"user": ["user_id", "age", "history_item_id"], "item": ["item_id", "genres", "price"]}
+
+
+def test_counts_are_views_of_their_own_and_can_be_stale(tmp_path):
+    rows = table(rows=300)
+    spec = spec_of(activity={"windows": ["1h", "7d"]})
+    random = np.random.default_rng(3)
+    for field in spec.activity_fields():
+        rows = rows.append_column(field.name, pa.array(random.integers(0, 9, len(rows)).astype(float)))
+    data = training_set(tmp_path / "set", spec, rows)
+    named = {name: [slots.name for slots in members] for name, members in views(data).items()}
+    assert named["item_statistics"] == [field.name for field in spec.activity_fields("item")]
+    assert named["user_activity"][:3] == ["user_impressions_1h", "user_positives_1h", "user_positive_rate_1h"]
+    assert named["user_profile"] == ["age"]
+    found = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
+    stale = {one["name"] for one in found["table"] if one["kind"] == "stale"}
+    assert {"user_activity", "item_statistics"} <= stale
 
 
 @pytest.mark.parametrize("lag", [1, 7, 30, 1000])
@@ -111,7 +127,7 @@ def test_the_table_has_every_case_the_dearest_first(data, found):
     assert losses == sorted(losses, reverse=True)
     kinds = [one["kind"] for one in found["table"]]
     assert kinds.count("feature") == len(data.layout.fields)
-    assert kinds.count("view") == len(views(data.layout))
+    assert kinds.count("view") == len(views(data))
     assert kinds.count("row") == 2
     assert kinds.count("stale") == 3
     assert line(found, "feature", "user_id")["as"] == "unknown"
