@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Array, Float64, String
+from feast.types import Array, Float64, Int64, String
 
 from components.dataset.spec import (
     CREATED_TIMESTAMP,
@@ -22,7 +22,7 @@ from components.dataset.spec import (
     Kind,
 )
 from feature_repo.activity import ACTIVITY
-from feature_repo.history import HISTORY_TABLE, history_columns
+from feature_repo.history import HISTORY_TABLE, history_columns, liked_column
 
 #: Key column and published table of each side that has a profile.
 SIDES = {"user": (USER_KEY, "users"), "item": (ITEM_KEY, "items")}
@@ -111,11 +111,12 @@ def _profile(spec: DatasetSpec, side: str, entity: Any, offline: Path, ttl: time
 
 
 def _history(spec: DatasetSpec, entity: Any, offline: Path) -> Any:
-    fields = [
-        Field(name=column.name, dtype=Array(Float64 if column.number else String)) for column in history_columns(spec)
-    ]
-    length = spec.history.length if spec.history is not None else 0
-    tags = {"length": str(length), "events": "label == 1"}
+    assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
+    liked = liked_column(spec)
+    columns = [*history_columns(spec), *([liked] if liked else [])]
+    types = {None: Int64, Kind.NUMBER: Float64}
+    fields = [Field(name=column.name, dtype=Array(types.get(column.kind, String))) for column in columns]
+    tags = {"length": str(spec.history.length), "events": spec.history.events}
     path = offline / f"{HISTORY_TABLE}.parquet"
     return _view(HISTORY_VIEW, entity, fields, path, "", timedelta(0), tags)
 

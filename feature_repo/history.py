@@ -3,9 +3,11 @@
 # ruff: noqa: S608 - names come from a validated spec or are quoted, paths are literals
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.dataset.events import HISTORY_PREFIX, LABELS, LIKED_PREFIX, MOMENTS
 from components.dataset.spec import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -16,24 +18,22 @@ from components.dataset.spec import (
     DatasetSpec,
     Kind,
 )
-from components.dataset.vocabulary import HISTORY_PREFIX
 from feature_repo.asof import FeatureTable, asof_query, literal, quoted
 
 HISTORY_TABLE = "history"
+KNOWN = "__known"
 
 
 @dataclass(frozen=True)
 class HistoryColumn:
-    """One list of the history: its name, the column of the events it is taken from, and the kind of that column."""
+    """One list of the history: its name, the column of the events it is taken from, and the kind of that column.
+
+    The kind is None for the label and the moment of an event, which are integers.
+    """
 
     name: str
     source: str
-    kind: Kind
-
-    @property
-    def number(self) -> bool:
-        """Whether the list holds numbers; strings otherwise."""
-        return self.kind is Kind.NUMBER
+    kind: Kind | None
 
     @property
     def value(self) -> str:
@@ -41,53 +41,88 @@ class HistoryColumn:
 
         Of a field with several values the first stands for the event, since an event is one slot of the input.
         """
+        if self.name == MOMENTS:
+            return f"epoch_us({quoted(self.source)})"
+        if self.kind is None:
+            return f"{quoted(self.source)}::BIGINT"
         first = f"{quoted(self.source)}[1]" if self.kind is Kind.MULTI else quoted(self.source)
-        missing = "'nan'::DOUBLE" if self.number else "''"
+        missing = "'nan'::DOUBLE" if self.kind is Kind.NUMBER else "''"
         return f"coalesce({first}, {missing})"
 
 
 def history_columns(spec: DatasetSpec) -> tuple[HistoryColumn, ...]:
-    """The lists of a user's history: the item, the fields that `history` names, and its title."""
+    """The lists of equal length that are a user's history: item, the fields that `history` names, label, moment."""
     if spec.history is None:
         return ()
     ids = [field.name for field in spec.of_side("item") if field.kind is Kind.ID] or [ITEM_KEY]
-    title = [spec.history.title] if spec.history.title else []
-    names = [name for name in dict.fromkeys([*spec.history.fields, *title]) if name not in ids]
-    fields = [spec.field(name) for name in names]
     items = [HistoryColumn(HISTORY_PREFIX + name, ITEM_KEY, Kind.ID) for name in ids]
-    return (*items, *(HistoryColumn(HISTORY_PREFIX + field.name, field.name, field.kind) for field in fields))
+    names = dict.fromkeys([*spec.history.fields, *spec.history.behaviour])
+    fields = [spec.field(name) for name in names if name not in ids]
+    of_fields = [HistoryColumn(HISTORY_PREFIX + field.name, field.name, field.kind) for field in fields]
+    return (*items, *of_fields, HistoryColumn(LABELS, LABEL, None), HistoryColumn(MOMENTS, EVENT_TIMESTAMP, None))
+
+
+def liked_column(spec: DatasetSpec) -> HistoryColumn | None:
+    """The list of what the prompt says of a history: the titles of its positive events."""
+    if spec.history is None or spec.history.title is None:
+        return None
+    field = spec.field(spec.history.title)
+    return HistoryColumn(LIKED_PREFIX + field.name, field.table_column, field.kind)
 
 
 def history_query(spec: DatasetSpec, impressions: Path, items: Path) -> str:
     """SQL of the history table: one row per user and moment from which on a history holds.
 
-    An event is an impression with label 1. It enters the history one microsecond after it happened, and not before
-    it was known: a join as of an impression finds only earlier events, never the impression itself nor another of
-    the same time stamp. Lists hold at most `history.length` events in the order in which they became known, the
-    most recent last; an item's fields are those that held at the event.
+    An event is an impression that the label rule keeps; with `events: positive`, one with label 1. It enters the
+    history one microsecond after it happened, and not before it was known: a join as of an impression finds only
+    earlier events, never the impression itself nor another of the same time stamp. Lists hold at most
+    `history.length` events in the order in which they became known, the most recent last; an item's fields are those
+    that held at the event. The positive events' titles are a list of their own, as long as the others at most: a
+    prompt's history does not get shorter by what a user did not like.
     """
     assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
-    lists = ", ".join(f"list({column.value}) OVER recent AS {quoted(column.name)}" for column in history_columns(spec))
-    order = f"__known, {EVENT_TIMESTAMP}, {IMPRESSION_ID}"
+    liked = liked_column(spec)
+    kept = "TRUE" if spec.history.events == "all" else f"{LABEL} = 1"
+    tables = [f"__events AS MATERIALIZED ({_events(spec, impressions, items)})"]
+    tables += [f"__history AS ({_recent(spec, history_columns(spec), kept)})"]
+    start = f"WITH {', '.join(tables)}"
+    if liked is None:
+        return f"{start} SELECT * FROM __history"
+    return (
+        f"{start}, __liked AS ({_recent(spec, (liked,), f'{LABEL} = 1')})"
+        f" SELECT __history.*, coalesce(__liked.{quoted(liked.name)}, []) AS {quoted(liked.name)} FROM __history"
+        f" ASOF LEFT JOIN __liked ON __history.{USER_KEY} = __liked.{USER_KEY}"
+        f" AND __history.{EVENT_TIMESTAMP} >= __liked.{EVENT_TIMESTAMP}"
+    )
+
+
+def _recent(spec: DatasetSpec, columns: Sequence[HistoryColumn], kept: str) -> str:
+    """SQL of the lists of the last events that meet a condition, per user and moment at which one became known."""
+    assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
+    lists = ", ".join(f"list({column.value}) OVER recent AS {quoted(column.name)}" for column in columns)
     newest = f"{EVENT_TIMESTAMP} DESC, {IMPRESSION_ID} DESC"
     return (
-        f"SELECT {USER_KEY}, __known AS {EVENT_TIMESTAMP}, {lists} FROM ({_events(spec, impressions, items)})"
-        f" WINDOW recent AS (PARTITION BY {USER_KEY} ORDER BY {order}"
+        f"SELECT {USER_KEY}, {KNOWN} AS {EVENT_TIMESTAMP}, {lists} FROM __events WHERE {kept}"
+        f" WINDOW recent AS (PARTITION BY {USER_KEY} ORDER BY {KNOWN}, {EVENT_TIMESTAMP}, {IMPRESSION_ID}"
         f" ROWS BETWEEN {spec.history.length - 1} PRECEDING AND CURRENT ROW)"
-        f" QUALIFY row_number() OVER (PARTITION BY {USER_KEY}, __known ORDER BY {newest}) = 1"
+        f" QUALIFY row_number() OVER (PARTITION BY {USER_KEY}, {KNOWN} ORDER BY {newest}) = 1"
     )
 
 
 def _events(spec: DatasetSpec, impressions: Path, items: Path) -> str:
     """SQL of the events with the fields of their items."""
+    assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
     after = f"{EVENT_TIMESTAMP}::TIMESTAMPTZ + INTERVAL 1 MICROSECOND"
     late = spec.sources.impressions.created is not None
     known = f"greatest({after}, {CREATED_TIMESTAMP}::TIMESTAMPTZ)" if late else after
+    behaviour = "".join(f", {quoted(name)}" for name in dict.fromkeys(spec.history.behaviour))
     rows = (
-        f"SELECT {IMPRESSION_ID}, {USER_KEY}, {ITEM_KEY}, {EVENT_TIMESTAMP}, {known} AS __known"
-        f" FROM read_parquet({literal(impressions)}) WHERE {LABEL} = 1"
+        f"SELECT {IMPRESSION_ID}, {USER_KEY}, {ITEM_KEY}, {EVENT_TIMESTAMP}, {LABEL}{behaviour}, {known} AS {KNOWN}"
+        f" FROM read_parquet({literal(impressions)})"
     )
-    attributes = [column.source for column in history_columns(spec) if column.kind is not Kind.ID]
+    title = [spec.history.title] if spec.history.title else []
+    named = [spec.field(name) for name in dict.fromkeys([*spec.history.fields, *title])]
+    attributes = [field.name for field in named if field.kind is not Kind.ID]
     if not attributes:
         return rows
     source = spec.sources.items

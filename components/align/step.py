@@ -20,7 +20,7 @@ from components.dataset.errors import UserError
 from components.dataset.prompts import PromptSet
 from components.dataset.training_set import TrainingSet
 from components.models.base import BackboneConfig, CollaborativeModel
-from components.models.registry import build_backbone
+from components.models.registry import build_backbone, reads_history
 from components.objectives.contrastive import equal_pairs, info_nce
 from components.objectives.health import report, retrieval_accuracy
 from components.training.checkpoints import save_model
@@ -140,7 +140,7 @@ def align(
     Raises:
         UserError: the embeddings do not belong to the prompts, or are no numbers.
     """
-    data = TrainingSet.open(training_set)
+    data = TrainingSet.open(training_set).for_model(reads_history(backbone))
     encoded = EmbeddingSet.open(embeddings)
     texts = _text_rows(PromptSet.open(prompts), encoded)
     seed_everything(seed)

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.dataset.errors import UserError
+from components.dataset.events import Column
 from components.dataset.spec import DatasetSpec, read_spec
-from components.dataset.vocabulary import Column, Vocabulary
+from components.dataset.vocabulary import Vocabulary
 from components.run import read_json, write_json
 
 FORMAT = 1

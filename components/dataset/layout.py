@@ -41,8 +41,9 @@ class FieldSlots:
 class InputLayout:
     """The input of a collaborative model: ids of shape [batch, width], all below `vocabulary_size`.
 
-    History slots hold one event per column, the most recent last, padded on the left. They share the offset of
-    the field whose ids they hold, so that an item is one embedding row, shown now or seen before.
+    History slots hold one event per column, the most recent last, padded on the left, and lie behind all fields.
+    They share the offset of the field whose ids they hold, so that an item is one embedding row, shown now or seen
+    before; what only events have (label, gap, hour) has ids of its own behind those of the fields.
     """
 
     fields: tuple[FieldSlots, ...]
@@ -55,8 +56,12 @@ class InputLayout:
 
     @property
     def vocabulary_size(self) -> int:
-        """Embedding rows of all fields together, the padding row included."""
-        return max(slots.offset + slots.size for slots in self.fields)
+        """Embedding rows of all fields and events together, the padding row included."""
+        return max(slots.offset + slots.size for slots in (*self.fields, *self.history))
+
+    def without_history(self) -> Self:
+        """The input of a model that does not read the history: the first columns of this one."""
+        return type(self)(self.fields)
 
     def field(self, name: str) -> FieldSlots:
         """The slots of a field, or of a history by its column's name.

@@ -29,6 +29,8 @@ EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
 LABEL = "label"
 RESERVED = frozenset({IMPRESSION_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, LABEL})
+#: What every event of a history has beside its item and the fields that the spec names.
+EVENT_ATTRIBUTES = frozenset({LABEL, "timestamp", "gap", "hour"})
 
 #: What is counted of a user or an item over each window.
 ACTIVITY_MEASURES = ("impressions", "positives", "positive_rate")
@@ -169,11 +171,21 @@ class SplitSpec(_Model):
 
 
 class HistorySpec(_Model):
-    """The user's recent impressions as of each impression."""
+    """The user's recent impressions as of each impression.
 
-    length: int = Field(default=20, ge=1, le=1000)
-    fields: tuple[str, ...] = Field(default=(), description="Item fields kept per event; the item id always is.")
-    title: str | None = Field(default=None, description="Item field that names an item in the prompt.")
+    An event always keeps its item's id, its label, and its moment, from which the time gap and the hour of the day
+    follow. It has one slot for each attribute: of a multi field the first value.
+    """
+
+    length: int = Field(default=20, ge=1, le=1000, description="Most recent events that are kept.")
+    events: Literal["all", "positive"] = Field(default="all", description="All impressions, or those with label 1.")
+    fields: tuple[str, ...] = Field(default=(), description="Item fields kept per event.")
+    behaviour: tuple[str, ...] = Field(
+        default=(), description="Context fields kept per event, those known after the impression too."
+    )
+    title: str | None = Field(
+        default=None, description="Item field that names an item in the prompt, which tells of positive events only."
+    )
     words: str = Field(default="who has recently viewed", description="Words before the history in the prompt.")
 
 
@@ -237,6 +249,7 @@ class DatasetSpec(_Model):
                 "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history' and 'activity'"
             )
         self._check_tables()
+        self._check_history()
         self._check_timestamps()
         self._check_leaks()
         return self
@@ -260,16 +273,33 @@ class DatasetSpec(_Model):
                     f"fields {', '.join(orphans)} are of side '{side}' but 'sources.{side}s' is missing; "
                     f"add the table, or write side: context for columns of the impressions"
                 )
-        if self.history is not None:
-            known = {f.name for f in self.of_side("item")}
-            named = {*self.history.fields, *([self.history.title] if self.history.title else [])}
-            if named - known:
-                raise ValueError(f"history names unknown item fields: {', '.join(sorted(named - known))}")
+
+    def _check_history(self) -> None:
+        if self.history is None:
+            return
+        title = [self.history.title] if self.history.title else []
+        for side, named in (("item", [*self.history.fields, *title]), ("context", self.history.behaviour)):
+            unknown = set(named) - {field.name for field in self.of_side(side)}
+            if unknown:
+                raise ValueError(f"history names unknown {side} fields: {', '.join(sorted(unknown))}")
+        kept = (*self.history.fields, *self.history.behaviour)
+        derived = sorted(set(kept) & EVENT_ATTRIBUTES)
+        if derived:
+            raise ValueError(
+                f"history has a '{derived[0]}' of its own for each event; name your field otherwise and set 'column'"
+            )
+        words = [name for name in self.history.behaviour if self.field(name).kind is Kind.TEXT]
+        if words:
+            raise ValueError(f"history.behaviour names text fields: {', '.join(words)}; remove them")
 
     def _check_leaks(self) -> None:
         for field in self.fields:
-            if field.side == "context" and field.source_column == self.label.column:
-                raise ValueError(f"field '{field.name}' reads the label's column '{self.label.column}'; remove it")
+            of_label = field.side == "context" and field.source_column == self.label.column
+            if of_label and not field.known_after_impression:
+                raise ValueError(
+                    f"field '{field.name}' reads the label's column '{self.label.column}'; remove it, or write "
+                    "known_after_impression: true and use it in 'history.behaviour' only"
+                )
             if field.known_after_impression and (field.model or field.prompt):
                 raise ValueError(
                     f"field '{field.name}' is known only after the impression and must not be an input; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -83,6 +83,10 @@ class TrainingSet:
         if meta.get("format") != FORMAT:
             raise UserError(f"{path}: training set format {meta.get('format')} is not {FORMAT}; run retrieve again")
         return cls(path, read_spec(path / "spec.yaml"), meta, Vocabulary.load(path / "vocabulary.json"))
+
+    def for_model(self, reads_history: bool) -> Self:
+        """The training set as a model sees it: without the history's columns where it does not read them."""
+        return self if reads_history else replace(self, vocabulary=self.vocabulary.without_history())
 
     @property
     def layout(self) -> InputLayout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,16 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.dataset.errors import UserError
+from components.dataset.events import DERIVED, HISTORY_PREFIX, Column, Events, derived_codes, raw_columns
 from components.dataset.layout import FIRST_VALUE, MISSING, PADDING, PADDING_CODE, UNKNOWN, FieldSlots, InputLayout
 from components.dataset.spec import DatasetSpec, FieldSpec, Kind
 from components.dataset.values import as_text, to_strings
 from components.run import aside
 
-FORMAT = 1
-HISTORY_PREFIX = "history_"
+FORMAT = 2
 
 Codes = npt.NDArray[np.int64]
-Column = Any  # pa.Array, pa.ChunkedArray or a plain sequence
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class FieldVocabulary:
         if field.kind is Kind.NUMBER:
             return make(edges=_quantile_edges(_floats(column), field.buckets))
         if field.kind is Kind.MULTI:
-            _, place, flat = _events(column)
-            column = flat.filter(pa.array(place < field.max_values))
+            lists = Events.of(column, field.name)
+            column = lists.flat.filter(pa.array(lists.place < field.max_values))
         width = field.max_values if field.kind is Kind.MULTI else 1
         return make(values=_frequent_values(to_strings(column), field.min_count), max_values=width)
 
@@ -78,10 +77,10 @@ class FieldVocabulary:
         """
         if self.kind is not Kind.MULTI:
             return self._encode_flat(values)
-        rows, place, flat = self._lists(values)
+        lists = Events.of(values, self.name)
         codes = np.full((len(values), self.max_values), PADDING_CODE, dtype=np.int64)
-        kept = place < self.max_values
-        codes[rows[kept], place[kept]] = self._encode_flat(flat)[kept]
+        kept = lists.place < self.max_values
+        codes[lists.rows[kept], lists.place[kept]] = self._encode_flat(lists.flat)[kept]
         codes[codes[:, 0] == PADDING_CODE, 0] = MISSING
         return codes
 
@@ -91,19 +90,8 @@ class FieldVocabulary:
         Raises:
             UserError: single values instead of lists.
         """
-        rows, place, flat = self._lists(values)
-        counts = np.bincount(rows, minlength=len(values))
-        place = place + (length - counts)[rows]
-        codes = np.full((len(values), length), PADDING_CODE, dtype=np.int64)
-        kept = place >= 0
-        codes[rows[kept], place[kept]] = self._encode_flat(flat)[kept]
-        return codes
-
-    def _lists(self, values: Column) -> tuple[Codes, Codes, Column]:
-        try:
-            return _events(values)
-        except NoListsError as error:
-            raise UserError(f"field '{self.name}': takes a list of values per row, not {error}") from None
+        events = Events.of(values, self.name)
+        return events.recent(self._encode_flat(events.flat), length)
 
     def _encode_flat(self, values: Column) -> Codes:
         if self.kind is Kind.NUMBER:
@@ -135,10 +123,15 @@ class FieldVocabulary:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All inputs of the collaborative model, and the history's length by field where there is a history."""
+    """All inputs of the collaborative model: its fields and, where there is a history, the attributes of its events.
+
+    `history` names each attribute with its length: a field of the model, whose codes it shares; one of `behaviour`,
+    a context field that only events have; or one of DERIVED.
+    """
 
     fields: tuple[FieldVocabulary, ...]
     history: tuple[tuple[str, int], ...] = ()
+    behaviour: tuple[FieldVocabulary, ...] = ()
 
     @classmethod
     def fit(cls, spec: DatasetSpec, train: pa.Table) -> Self:
@@ -146,8 +139,15 @@ class Vocabulary:
         fields = tuple(FieldVocabulary.fit(field, train[field.table_column]) for field in spec.model_fields_of())
         if spec.history is None:
             return cls(fields)
-        columns = [name for name in history_fields(spec) if HISTORY_PREFIX + name in train.column_names]
-        return cls(fields, tuple((name, spec.history.length) for name in columns))
+        known = [name for name in history_attributes(spec) if set(raw_columns(name)) <= set(train.column_names)]
+        inputs = {field.name for field in fields}
+        own = [spec.field(name) for name in spec.history.behaviour if name in known and name not in inputs]
+        behaviour = tuple(FieldVocabulary.fit(field, train[field.table_column]) for field in own)
+        return cls(fields, tuple((name, spec.history.length) for name in known), behaviour)
+
+    def without_history(self) -> Self:
+        """The vocabulary of a model that does not read the history."""
+        return type(self)(self.fields)
 
     @cached_property
     def layout(self) -> InputLayout:
@@ -158,20 +158,29 @@ class Vocabulary:
             place = (start, field.max_values, offset, field.size)
             slots[field.name] = FieldSlots(field.name, field.side, str(field.kind), *place)
             start, offset = start + field.max_values, offset + field.size
+        ranges = {name: (one.kind, one.offset, one.size) for name, one in slots.items()}
+        for name, size in self._own_ranges():
+            ranges[name] = (str(Kind.CATEGORY), offset, size)
+            offset += size
         history = []
         for name, length in self.history:
-            of = slots[name]
-            history.append(FieldSlots(HISTORY_PREFIX + name, "user", of.kind, start, length, of.offset, of.size))
+            kind, first, size = ranges[name]
+            history.append(FieldSlots(HISTORY_PREFIX + name, "user", kind, start, length, first, size))
             start += length
         return InputLayout(tuple(slots.values()), tuple(history))
 
+    def _own_ranges(self) -> Iterator[tuple[str, int]]:
+        """The attributes of events that are no fields of the model, each with its number of codes."""
+        yield from ((field.name, field.size) for field in self.behaviour)
+        yield from ((name, FIRST_VALUE + DERIVED[name]) for name, _ in self.history if name in DERIVED)
+
     def field(self, name: str) -> FieldVocabulary:
-        """The vocabulary of one field.
+        """The vocabulary of one field, of the model or of its events alone.
 
         Raises:
             KeyError: the model has no such input.
         """
-        for field in self.fields:
+        for field in (*self.fields, *self.behaviour):
             if field.name == name:
                 return field
         raise KeyError(name)
@@ -179,9 +188,8 @@ class Vocabulary:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the raw columns that `encode` reads."""
-        return tuple(dict.fromkeys(field.column for field in self.fields)) + tuple(
-            HISTORY_PREFIX + name for name, _ in self.history
-        )
+        events = [column for name, _ in self.history for column in raw_columns(name)]
+        return tuple(dict.fromkeys([*(field.column for field in self.fields), *events]))
 
     def encode(self, columns: Mapping[str, Column]) -> Codes:
         """Global ids of shape [n, layout.width] of n rows, given as raw columns by name; others are left alone.
@@ -195,7 +203,10 @@ class Vocabulary:
             codes = field.encode(columns[field.column]).reshape(rows, slots.width)
             ids[:, slots.start : slots.stop] = _global(codes, slots)
         for slots, (name, length) in zip(self.layout.history, self.history, strict=True):
-            codes = self.field(name).encode_history(columns[slots.name], length)
+            if name in DERIVED:
+                codes = derived_codes(name, columns, length)
+            else:
+                codes = self.field(name).encode_history(columns[slots.name], length)
             ids[:, slots.start : slots.stop] = _global(codes, slots)
         return ids
 
@@ -210,7 +221,8 @@ class Vocabulary:
 
     @cached_property
     def _content(self) -> str:
-        content = {"format": FORMAT, "fields": [f.to_json() for f in self.fields], "history": self.history}
+        fields, behaviour = ([field.to_json() for field in of] for of in (self.fields, self.behaviour))
+        content = {"format": FORMAT, "fields": fields, "history": self.history, "behaviour": behaviour}
         return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
     @property
@@ -233,18 +245,18 @@ class Vocabulary:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise UserError(f"{path}: vocabulary format {content.get('format')} is not {FORMAT}; run retrieve again")
-        fields = tuple(FieldVocabulary.from_json(field) for field in content["fields"])
-        return cls(fields, tuple((name, length) for name, length in content["history"]))
+        fields, own = (tuple(map(FieldVocabulary.from_json, content[key])) for key in ("fields", "behaviour"))
+        return cls(fields, tuple((name, length) for name, length in content["history"]), own)
 
 
-def history_fields(spec: DatasetSpec) -> tuple[str, ...]:
-    """Names of the item fields of a history that are inputs of the model: the item id, then `history.fields`."""
+def history_attributes(spec: DatasetSpec) -> tuple[str, ...]:
+    """Names of what the model reads of an event: item fields that are its inputs, behaviour, and what all have."""
     if spec.history is None:
         return ()
     inputs = spec.model_fields_of("item")
     identity = [field.name for field in inputs if field.kind is Kind.ID]
     chosen = [name for name in spec.history.fields if name in {field.name for field in inputs}]
-    return tuple(dict.fromkeys([*identity, *chosen]))
+    return tuple(dict.fromkeys([*identity, *chosen, *spec.history.behaviour, *DERIVED]))
 
 
 def _global(codes: Codes, slots: FieldSlots) -> Codes:
@@ -253,35 +265,6 @@ def _global(codes: Codes, slots: FieldSlots) -> Codes:
 
 def _one_array(column: Any) -> Any:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-class NoListsError(ValueError):
-    """Single values stand where lists belong. The message is the first of them."""
-
-
-def _events(column: Column) -> tuple[Codes, Codes, Column]:
-    """The lists of a column, flattened: for each element its row, its place in the row's list, and itself.
-
-    Raises:
-        NoListsError: the column holds single values; a string would be read by letters.
-    """
-    if isinstance(column, pa.Array | pa.ChunkedArray):
-        if pa.types.is_null(column.type):
-            column = column.cast(pa.list_(pa.string()))
-        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-            raise NoListsError(f"a column of type {column.type}")
-        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-        flat: Column = pc.list_flatten(column)
-    else:
-        lists: list[Sequence[Any]] = [() if values is None else values for values in column]
-        single = next((values for values in lists if isinstance(values, str) or not hasattr(values, "__len__")), None)
-        if single is not None:
-            raise NoListsError(repr(single))
-        lengths = np.fromiter((len(values) for values in lists), dtype=np.int64, count=len(lists))
-        flat = [value for values in lists for value in values]
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return rows, place, flat
 
 
 def _floats(column: Column) -> npt.NDArray[np.float64]:

@@ -26,7 +26,8 @@ LAGS = {"hour": 3_600, "day": 86_400, "week": 604_800}
 MICROSECONDS = 1_000_000
 STALE_NOTE = (
     "A stale row has the values of the first row of its user (item) later than its own moment less the lag: exact for "
-    "the history, which changes with impressions only; what changes in a profile or falls out of a window of counts "
+    "the history, which changes with impressions only, but for its time gaps, which are that row's; what changes in a "
+    "profile or falls out of a window of counts "
     "between that moment and that row is not seen."
 )
 NO_TIME_NOTE = "The data set has no time stamps: nothing in it can be stale."

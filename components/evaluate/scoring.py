@@ -49,12 +49,13 @@ def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, settings: Evalua
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model = load_model(checkpoint)
-    if model.layout != layout:
+    if model.layout != (layout if model.reads_history else layout.without_history()):
         raise UserError(f"arm '{arm}': {checkpoint} was trained on another training set; run finetune again")
     model = model.to(pick_device())
 
     def score(ids: npt.NDArray[Any]) -> Floats:
-        return sound(f"arm '{arm}'", predict(model, ids, settings.batch_size))
+        # The history lies behind the fields: a model that does not read it takes the columns before.
+        return sound(f"arm '{arm}'", predict(model, ids[:, : model.layout.width], settings.batch_size))
 
     return score
 

@@ -12,7 +12,7 @@ from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
 from components.finetune.settings import FinetuneSettings
 from components.models.base import BackboneConfig, CollaborativeModel
-from components.models.registry import build_backbone
+from components.models.registry import build_backbone, reads_history
 from components.training.checkpoints import load_model, save_model
 from components.training.device import pick_device
 from components.training.loop import fit
@@ -41,7 +41,7 @@ def finetune(
     Raises:
         UserError: the checkpoint was made for another training set or backbone.
     """
-    data = TrainingSet.open(training_set)
+    data = TrainingSet.open(training_set).for_model(reads_history(backbone))
     if settings.threads:
         torch.set_num_threads(settings.threads)
     seed_everything(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,16 @@ class CollaborativeModel(nn.Module, ABC):
     paper's, and alignment sees them too.
     """
 
+    #: Whether the input holds the history's columns. A model that does not read them does not pay for them.
+    reads_history: ClassVar[bool] = False
+
     width: int
     additive: int
     head: nn.Linear
 
     def __init__(self, layout: InputLayout, config: BackboneConfig) -> None:
         super().__init__()
+        layout = layout if self.reads_history else layout.without_history()
         self.layout = layout
         self.config = config
         self.fields = len(layout.fields)

@@ -32,9 +32,22 @@ def build_backbone(name: str, layout: InputLayout, config: BackboneConfig) -> Co
     Raises:
         UserError: no backbone has this name.
     """
+    return _backbone(name)(layout, config)
+
+
+def reads_history(name: str) -> bool:
+    """Whether a backbone's input holds the history's columns.
+
+    Raises:
+        UserError: no backbone has this name.
+    """
+    return _backbone(name).reads_history
+
+
+def _backbone(name: str) -> type[CollaborativeModel]:
     if name not in BACKBONES:
         raise UserError(f"backbone '{name}' is unknown; write one of: {', '.join(sorted(BACKBONES))}")
-    return BACKBONES[name](layout, config)
+    return BACKBONES[name]
 
 
 def name_of(model: CollaborativeModel) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from components.dataset.events import LIKED_PREFIX
 from components.dataset.spec import DatasetSpec, FieldSpec
-from components.dataset.vocabulary import HISTORY_PREFIX
 from components.prompt_transform.collect import Chunk, first_rows
 from components.prompt_transform.forms import FORMS, HISTORY, Clause, Sentences, follow, sentence
 from components.prompt_transform.history import JOIN, History
@@ -46,7 +46,7 @@ class Renderer:
         history = self.spec.history
         if self.settings.granularity == "entity" or self.settings.history_items == 0 or history is None:
             return None
-        column = HISTORY_PREFIX + (history.title or "")
+        column = LIKED_PREFIX + (history.title or "")
         return column if column in names else None
 
     def columns(self, names: list[str]) -> list[str]:

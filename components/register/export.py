@@ -73,8 +73,8 @@ def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
     from components.models.export import export_onnx
     from components.training.checkpoints import load_model
 
-    data = TrainingSet.open(source.training_set)
     model = load_model(source.model).eval()
+    data = TrainingSet.open(source.training_set).for_model(model.reads_history)
     if model.layout != data.layout:
         raise UserError(f"{source.model}: the model was trained on another training set; run finetune again")
     with aside(output) as draft:
@@ -86,6 +86,7 @@ def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
         expected = torch_probabilities(model, ids)
         check_same(draft / MODEL, ids, expected)
         pq.write_table(golden.append_column("probability", pa.array(expected[: len(golden)])), draft / GOLDEN)
+        data.vocabulary.save(draft / VOCABULARY)
         _copy(source, draft)
         proof = _proof(model, draft / MODEL, source.plm)
         _describe(draft, data.layout.width)
@@ -153,8 +154,7 @@ def _golden_rows(data: TrainingSet) -> pa.Table:
 
 
 def _copy(source: Source, draft: Path) -> None:
-    for name in (VOCABULARY, SPEC):
-        (draft / name).write_bytes((source.training_set / name).read_bytes())
+    (draft / SPEC).write_bytes((source.training_set / SPEC).read_bytes())
     if (source.evaluation / DEGRADATION).is_file():
         (draft / DEGRADATION).write_bytes((source.evaluation / DEGRADATION).read_bytes())
 

@@ -131,20 +131,28 @@ def naive_join(log, users, items, created, ttl=None):
     return joined
 
 
-def naive_history(log, items, created, length):
-    """Each impression's history: item and first genre of the user's last clicks strictly before it."""
+def naive_history(spec, log, items, created):
+    """Each impression's history: the user's last events before it that were known by then, one after the other."""
     rows = log.to_pylist()
     histories = []
     for row in rows:
-        now = row["event_timestamp"]
-        before = [e for e in rows if e["user_id"] == row["user_id"] and e["label"] and e["event_timestamp"] < now]
-        before.sort(key=lambda event: (event["event_timestamp"], event["impression_id"]))
-        events = []
-        for event in before[-length:]:
-            item = as_of(items.to_pylist(), "item_id", event["item_id"], event["event_timestamp"], created)
-            price = item["price"] if item else None
-            events.append((event["item_id"], ((item and item["genres"]) or [""])[0], price))
-        histories.append(events)
+        before = [
+            event
+            for event in rows
+            if event["user_id"] == row["user_id"] and known_from(event) <= row["event_timestamp"]
+        ]
+        before.sort(key=lambda event: (known_from(event), event["event_timestamp"], event["impression_id"]))
+        liked = [event for event in before if event["label"]]
+        events = before if spec.history.events == "all" else liked
+        of_item = {e["impression_id"]: naive_item(items, e, created) for e in before}
+        histories.append(
+            {
+                "history": [
+                    naive_event(event, of_item[event["impression_id"]]) for event in events[-spec.history.length :]
+                ],
+                "liked_title": [of_item[e["impression_id"]]["title"] or "" for e in liked[-spec.history.length :]],
+            }
+        )
     return histories
 
 
@@ -172,6 +180,22 @@ def naive_activity(log, key, seconds):
             numbers += [len(inside), sum(inside), rate] if known else [None, None, None]
         found.append(numbers)
     return found
+
+
+def known_from(event):
+    """An event is seen by what comes later than itself, and once it is known."""
+    return max(event["event_timestamp"] + timedelta(microseconds=1), event.get("created_timestamp", BASE))
+
+
+def naive_item(items, event, created):
+    item = as_of(items.to_pylist(), "item_id", event["item_id"], event["event_timestamp"], created)
+    return item or {"title": None, "genres": None, "price": None}
+
+
+def naive_event(event, item):
+    """Item, first genre, price, page, label and moment of an event."""
+    moment = (event["event_timestamp"] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return (event["item_id"], (item["genres"] or [""])[0], item["price"], event["page"], event["label"], moment)
 
 
 def one_row_tables():

@@ -48,21 +48,41 @@ def test_expired_values_are_missing(retrieved, log, users, items, seconds):
     assert table.to_pylist() == logs.naive_join(log, users, items, True, ttl)
 
 
+EVENT = ("item_id", "genres", "price", "page", "label", "timestamp")
+
+
 @few
-@given(log=logs.impressions(), items=logs.tables("items"), length=st.integers(1, 6), created=st.booleans())
-def test_history_equals_the_naive_one(retrieved, log, items, length, created):
-    spec = logs.make_spec(created=created, history={"length": length, "fields": ["genres", "price"]})
+@given(
+    log=logs.impressions(), items=logs.tables("items"), length=st.integers(1, 6), created=st.booleans(),
+    events=st.sampled_from(["all", "positive"]), delays=st.lists(st.integers(0, 4), min_size=25, max_size=25),
+    late=st.booleans(),
+)  # fmt: skip
+def test_history_equals_the_naive_one(retrieved, log, items, length, created, events, delays, late):
+    """With ties in time, repetitions, and events that become known long after they happened."""
+    history = {
+        "length": length,
+        "events": events,
+        "fields": ["genres", "price"],
+        "behaviour": ["page"],
+        "title": "title",
+    }
+    sources = logs.make_spec(created=created).sources.model_dump()
+    if late:
+        sources["impressions"]["created"] = "c"
+        stamps = zip(log["event_timestamp"].to_pylist(), delays, strict=False)
+        known = [stamp + timedelta(seconds=delay) for stamp, delay in stamps]
+        log = log.append_column("created_timestamp", pa.array(known, logs.MOMENT))
+    spec = logs.make_spec(history=history, sources=sources)
     users = pa.table({"user_id": ["a"], "event_timestamp": pa.array([logs.BASE], logs.MOMENT)})
     users = users.append_column("created_timestamp", users["event_timestamp"])
     users = users.append_column("country_y", pa.array(["x"])).append_column("tags", pa.array([["p"]]))
     table = retrieved(spec, log, users, items)
-    found = [
-        [] if ids is None else list(zip(ids, genres, map(_known, prices), strict=True))
-        for ids, genres, prices in zip(
-            *(table[f"history_{name}"].to_pylist() for name in ("item_id", "genres", "price")), strict=True
-        )
-    ]
-    assert found == logs.naive_history(log, items, created, length)
+    lists = {name: table[f"history_{name}"].to_pylist() for name in EVENT}
+    found = [list(zip(*[lists[name][row] or [] for name in EVENT], strict=True)) for row in range(table.num_rows)]
+    found = [[(*event[:2], _known(event[2]), *event[3:]) for event in events] for events in found]
+    expected = logs.naive_history(spec, log, items, created)
+    assert found == [row["history"] for row in expected]
+    assert [titles or [] for titles in table["liked_title"].to_pylist()] == [row["liked_title"] for row in expected]
 
 
 def _known(price):
@@ -76,7 +96,8 @@ def test_late_events_enter_the_history_when_they_are_known(retrieved):
     sources["impressions"]["created"] = "c"
     spec = logs.make_spec(history={"length": 5}, sources=sources)
     table = retrieved(spec, log.append_column("created_timestamp", known), *logs.one_row_tables())
-    assert table["history_item_id"].to_pylist() == [None, None, ["b"], ["b", "a"]]
+    assert table["history_item_id"].to_pylist() == [None, None, ["b"], ["b", "ç", "a"]]
+    assert table["history_label"].to_pylist() == [None, None, [1], [1, 0, 1]]
     assert "created_timestamp" not in table.column_names
 
 

@@ -16,7 +16,7 @@ import yaml
 from components.dataset.errors import UserError
 from tests.feature_repo import logs
 
-HISTORY = {"length": 2, "fields": ["genres", "price"]}
+HISTORY = {"length": 2, "fields": ["genres", "price"], "title": "title"}
 
 
 @pytest.fixture
@@ -51,14 +51,18 @@ def test_materialised_rows_equal_the_tables(store_room, validated):
     spec = logs.make_spec(history=HISTORY)
     store = store_room.open_store(spec)
     store_room.apply(store, spec, validated)
-    assert store_room.materialise(store, spec) == {"user_profile": 2, "item_profile": 2, "user_history": 1}
+    assert store_room.materialise(store, spec) == {"user_profile": 2, "item_profile": 2, "user_history": 2}
 
     users = store_room.online_rows(store, spec, "user", ["a", "nobody", "b"])
     assert users["user_id"] == ["a", "nobody", "b"]
     assert users["country_y"] == [None, None, "zoë"], "the latest row counts, with its missing values"
     assert [value or [] for value in users["tags"]] == [[], [], []]
-    assert users["history_item_id"] == [["b", "a"], None, None]
-    assert users["history_genres"] == [["", "q"], None, None], "item b had no row yet when it was clicked"
+    assert users["history_item_id"] == [["b", "a"], None, ["a"]]
+    assert users["history_genres"] == [["", "q"], None, ["q"]], "item b had no row yet when it was clicked"
+    assert users["history_label"] == [[1, 1], None, [0]]
+    since_1970 = [int(logs.moment(second).timestamp()) * 1_000_000 for second in (2, 3, 4)]
+    assert users["history_timestamp"] == [since_1970[:2], None, since_1970[2:]]
+    assert [titles or [] for titles in users["liked_title"]] == [["", "A film"], [], []]
     items = store_room.online_rows(store, spec, "item", ["b", "a"])
     assert items == {
         "item_id": ["b", "a"],

@@ -58,6 +58,11 @@ def test_faults_are_named():
     fails("activity.windows.0: String should match pattern", activity={"windows": ["1 hour"]})
     twice = with_field(name="item_positives_1h")
     fails("field named twice: item_positives_1h", fields=twice, activity={"windows": ["1h"]})
+    fails("history names unknown context fields: age", history={"behaviour": ["age"]})
+    hour = with_field(name="hour", side="context")
+    fails("history has a 'hour' of its own for each event", fields=hour, history={"behaviour": ["hour"]})
+    words = with_field(side="context", kind="text")
+    fails("history.behaviour names text fields: extra", fields=words, history={"behaviour": ["extra"]})
     with pytest.raises(UserError, match="key 'label' is missing; add it"):
         parse_spec({key: value for key, value in content().items() if key != "label"}, "films.yaml")
 
@@ -70,6 +75,13 @@ def test_activity_adds_numbers_to_the_model_and_not_to_the_prompt():
     ]
     assert {(field.kind, field.buckets) for field in spec.activity_fields()} == {("number", 4)}
     assert spec.model_fields_of("user") == spec_of().model_fields_of("user")
+
+
+def test_what_the_label_is_derived_from_is_for_past_events_only():
+    rating = with_field(side="context", column="rating", known_after_impression=True)
+    spec = spec_of(fields=rating, history={"behaviour": ["extra"]})
+    assert not spec.field("extra").in_model
+    assert not spec.field("extra").in_prompt
 
 
 def test_time_stamps():

@@ -228,8 +228,8 @@ def test_digest_depends_on_the_values_and_not_on_the_order_of_the_rows():
 
 def test_unknown_format_is_refused(tmp_path):
     path = tmp_path / "vocabulary.json"
-    path.write_text(json.dumps({"format": 99, "fields": [], "history": []}))
-    with pytest.raises(UserError, match="vocabulary format 99 is not 1; run retrieve again"):
+    path.write_text(json.dumps({"format": 99, "fields": [], "history": [], "behaviour": []}))
+    with pytest.raises(UserError, match="vocabulary format 99 is not 2; run retrieve again"):
         Vocabulary.load(path)
 
 

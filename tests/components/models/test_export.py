@@ -10,7 +10,7 @@ from components.dataset.errors import UserError
 from components.models import export
 from components.models.export import export_onnx
 from components.models.registry import BACKBONES
-from tests.components.models.making import MIXED, SMALL, ids_of, layout_of, model_of
+from tests.components.models.making import SMALL, ids_of, layout_of, model_of
 
 VARIANTS = [(name, {}) for name in BACKBONES] + [("dcnv2", {"cross_rank": 3, "cross_experts": 2})]
 
@@ -25,7 +25,7 @@ def test_onnx_equals_eager_at_any_batch_size(name, changes, tmp_path):
     export_onnx(model, tmp_path / "model.onnx")
     session = session_of(tmp_path / "model.onnx")
     for rows in (1, 2, 37):
-        ids = ids_of(MIXED, rows, seed=rows)
+        ids = ids_of(model.layout, rows, seed=rows)
         (found,) = session.run(["probability"], {"ids": ids.numpy()})
         with torch.no_grad():
             expected = torch.sigmoid(model(ids)).numpy()

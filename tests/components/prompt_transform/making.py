@@ -34,7 +34,7 @@ def spec_of(fields=FIELDS, history=True, **changes):
 
 def row(user=0, item=0, label=0, **values):
     """A row's values; what is not given is missing."""
-    names = ("gender", "age", "job", "title", "genres", "device", "history_title")
+    names = ("gender", "age", "job", "title", "genres", "device", "liked_title")
     return {"user_id": str(user), "item_id": str(item), "label": label, **dict.fromkeys(names), **values}
 
 
@@ -45,7 +45,7 @@ TERMINATOR = {"title": "The Terminator", "genres": ["Sci-Fi"]}
 def table_of(rows):
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     lists = pa.list_(pa.string())
-    types = {"age": pa.float64(), "label": pa.int8(), "genres": lists, "history_title": lists}
+    types = {"age": pa.float64(), "label": pa.int8(), "genres": lists, "liked_title": lists}
     return pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()})
 
 
@@ -82,7 +82,7 @@ def random_rows(count, seed=0):
             title=maybe(" ".join(words(1, 3))),
             genres=maybe([str(g) for g in random.choice(["C", "Drama", "War"], random.integers(0, 4))]),
             device=maybe("phone"),
-            history_title=maybe([*words(0, 5), *([""] if random.random() < 0.3 else [])]),
+            liked_title=maybe([*words(0, 5), *([""] if random.random() < 0.3 else [])]),
         )
         for _ in range(count)
     ]

@@ -44,7 +44,7 @@ def test_natural_form_is_that_of_the_paper(tmp_path):
 
 
 def test_instance_with_history_is_one_text(tmp_path):
-    seen = {"history_title": ["Heat", "Titanic", "Avatar"], "device": "phone"}
+    seen = {"liked_title": ["Heat", "Titanic", "Avatar"], "device": "phone"}
     rows = [row(**DOCTOR, **TERMINATOR, **seen)]
     prompts, _ = transform(tmp_path, rows, granularity="instance", history_items=2)
     assert texts_of(prompts) == [
@@ -97,7 +97,7 @@ def naive_text(values, spec, items):
         said = [(f.spoken, value(f)) for f in spec.of_side(side) if f.in_prompt]
         clauses = between.join(f"{name} is {word}" for name, word in said if word)
         text = opener + (f", {clauses}" if clauses else "")
-        titles = [title for title in values["history_title"] or [] if title]
+        titles = [title for title in values["liked_title"] or [] if title]
         if side == "user" and titles:
             text += f", who has recently watched {' | '.join(titles[-items:])}"
         sentences.append(text + ".")
@@ -224,7 +224,7 @@ def test_long_texts_are_cut_at_a_whole_token_and_reported(tmp_path, bert):
 
 def test_history_gives_way_before_the_item_does(tmp_path, bert):
     titles = ["titanic", "avatar one two three", "terminator", "comedy"]
-    rows = [row(**DOCTOR, **TERMINATOR, history_title=titles)]
+    rows = [row(**DOCTOR, **TERMINATOR, liked_title=titles)]
     asked = {"granularity": "instance", "history_items": 10, **bert}
     whole, _ = transform(tmp_path / "whole", rows, **asked)
     tokens = tokens_in(bert, texts_of(whole)[0])

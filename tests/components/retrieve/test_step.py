@@ -52,8 +52,10 @@ def test_training_set_holds_every_impression_once(step, tmp_path):
     assert together["impression_id"].to_pylist() == list(range(30))
     users, items = logs.one_row_tables()
     expected = logs.naive_join(thirty_impressions(), users, items, True)
-    assert together.drop_columns(["history_item_id", "history_genres"]).to_pylist() == expected
-    assert together["history_item_id"].to_pylist()[:9:3] == [None, ["a"], ["a", "a"]]
+    of_events = [name for name in together.column_names if name.startswith("history_")]
+    assert together.drop_columns(of_events).to_pylist() == expected
+    assert together["history_item_id"].to_pylist()[:9:3] == [None, ["a", "a"], ["a", "a", "a"]]
+    assert together["history_label"].to_pylist()[:9:3] == [None, [0, 1], [1, 1, 0]]
     assert made.arrays("valid").ids.shape == (3, made.layout.width)
 
     assert meta["rows"] == {"train": 24, "valid": 3, "test": 3}
