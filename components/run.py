@@ -8,8 +8,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,6 +18,8 @@ from uuid import uuid4
 from components.dataset.errors import UserError, ValidationStoppedError
 
 log = logging.getLogger("tandem")
+#: In the folder that a step has written: the steps that led to it, its own the last.
+STEPS = "steps.json"
 #: How failure.json names the errors that are not faults of ours.
 KINDS = {UserError: "user", ValidationStoppedError: "validation"}
 
@@ -36,18 +39,39 @@ def run_dir() -> Path:
     return Path(os.environ.get("TANDEM_RUN_DIR") or home() / "runs" / "adhoc").absolute()
 
 
-@contextmanager
-def step(name: str) -> Iterator[None]:
-    """Run the body of a pipeline step: log it (logger 'tandem'), record its seconds, and say why it stopped if it does.
+@dataclass(frozen=True)
+class StepRecord:
+    """A step that came to its end: when it began (seconds since 1970), what it took, and the GPUs that it held."""
 
-    Appends `{"step", "seconds"}` to steps.jsonl; writes failure.json on an error, so that whoever started
-    the pipeline can tell wrong input (`user`) from stopped validation (`validation`) and from faults (`error`).
+    step: str
+    began: float
+    seconds: float
+    gpus: int
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Seconds on the clock times GPUs: a node is paid for whether its GPU is busy or not."""
+        return self.seconds * self.gpus
+
+
+@contextmanager
+def step(name: str, output: Path | None = None, inputs: Iterable[Path] = ()) -> Iterator[None]:
+    """Run the body of a pipeline step: log it (logger 'tandem'), record what it took, and say why it stopped.
+
+    Steps share no disk on a cluster, so each artefact carries the records of all steps behind it: STEPS in the folder
+    `output` holds those of `inputs` and this step's own. On an error failure.json says in the run's folder whether the
+    input was wrong (`user`), validation stopped the run (`validation`), or the fault is ours (`error`).
+
+    Args:
+        name: The step.
+        output: The folder that the body writes; None for a step that no other follows.
+        inputs: Folders that earlier steps wrote.
     """
     folder = run_dir()
     folder.mkdir(parents=True, exist_ok=True)
     _log_to(folder / "run.log", name)
     log.info("started")
-    started = time.perf_counter()
+    began, started = time.time(), time.perf_counter()
     try:
         yield
     except Exception as error:
@@ -55,10 +79,23 @@ def step(name: str) -> Iterator[None]:
         message = str(error) or type(error).__name__
         write_json(folder / "failure.json", {"kind": kind, "step": name, "message": message})
         raise
-    record = {"step": name, "seconds": round(time.perf_counter() - started, 3)}
-    with (folder / "steps.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-    log.info("finished in %.1f s", record["seconds"])
+    record = StepRecord(name, round(began, 3), round(time.perf_counter() - started, 3), _gpus())
+    if output is not None:
+        write_json(output / STEPS, [asdict(one) for one in (*steps_behind(inputs), record)])
+    log.info("finished in %.1f s", record.seconds)
+
+
+def steps_behind(folders: Iterable[Path]) -> list[StepRecord]:
+    """The records of all steps that led to these folders, each once, in the order in which they began."""
+    files = [folder / STEPS for folder in folders]
+    records = {StepRecord(**record) for file in files if file.is_file() for record in read_json(file)}
+    return sorted(records, key=lambda record: (record.began, record.step))
+
+
+def _gpus() -> int:
+    """GPUs that this process sees; one that never loaded torch has no use for any."""
+    torch = sys.modules.get("torch")
+    return 0 if torch is None else int(torch.cuda.device_count())
 
 
 def _log_to(path: Path, name: str) -> None:

@@ -80,6 +80,7 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
                 seed=seed,
                 settings=gate,
                 validated=tables,
+                data_docs=validated.outputs["data_docs"],
                 training_set=rows,
                 evaluation=evaluated.outputs["evaluation"],
                 **arms,

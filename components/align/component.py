@@ -32,11 +32,11 @@ def align(
 
     from components.run import step
 
-    with step("align"):
+    shards = [Path(part.path) for part in embeddings]
+    rows, texts, output = Path(training_set.path), Path(prompts.path), Path(checkpoint.path)
+    with step("align", output, [rows, texts, *shards]):
         from components.align.settings import AlignSettings
         from components.align.step import align
         from components.models.config import BackboneConfig
 
-        shards = [Path(part.path) for part in embeddings]
-        paths = Path(training_set.path), Path(prompts.path), shards, Path(checkpoint.path)
-        align(*paths, backbone, BackboneConfig(**model), AlignSettings(**settings), int(seed))
+        align(rows, texts, shards, output, backbone, BackboneConfig(**model), AlignSettings(**settings), int(seed))

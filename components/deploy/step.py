@@ -15,7 +15,7 @@ from typing import Any
 from components.dataset.bundle import Bundle, BundleError
 from components.dataset.catalog import load_spec
 from components.dataset.spec import DatasetSpec
-from components.run import home, write_json
+from components.run import StepRecord, home, write_json
 
 log = logging.getLogger("tandem.deploy")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Pa
     Raises:
         BundleError: the bundle is not what the register step wrote.
     """
-    started = time.perf_counter()
+    began = time.time()
     spec = load_spec(dataset)
     rows = refresh_features(spec, validated)
     opened = Bundle.open(bundle)
@@ -45,11 +45,11 @@ def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Pa
     else:
         log.info("verdict %s: the model that is served stays", verdict)
     write_json(output / "deployment.json", deployed)
-    _track(spec, str(opened.manifest["run_id"]), time.perf_counter() - started)
+    _track(spec, str(opened.manifest["run_id"]), began)
     return deployed
 
 
-def _track(spec: DatasetSpec, run_id: str, seconds: float) -> None:
+def _track(spec: DatasetSpec, run_id: str, began: float) -> None:
     """Show this step under its run in MLflow, as the register step has done for those before it."""
     from components.registry import tracking
     from components.registry.client import model_name
@@ -57,7 +57,7 @@ def _track(spec: DatasetSpec, run_id: str, seconds: float) -> None:
 
     client = connect()
     parent = tracking.parent_run(client, model_name(spec.name), run_id, {})
-    tracking.log_steps(client, parent, [tracking.StepRun("deploy", seconds, {})])
+    tracking.log_steps(client, parent, [tracking.StepRun(StepRecord("deploy", began, time.time() - began, 0), {})])
 
 
 def refresh_features(spec: DatasetSpec, validated: Path) -> dict[str, int]:

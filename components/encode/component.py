@@ -28,10 +28,11 @@ def encode(
 
     from components.run import step
 
-    with step("encode"):
+    texts, output = Path(prompts.path), Path(embeddings.path)
+    with step("encode", output, [texts]):
         from components.encode.settings import EncodeSettings
         from components.encode.step import encode
 
-        meta = encode(Path(prompts.path), Path(embeddings.path), EncodeSettings(**settings), int(shard), int(shards))
+        meta = encode(texts, output, EncodeSettings(**settings), int(shard), int(shards))
         for name, value in meta["cache"].items():
             cache.log_metric(name, value)

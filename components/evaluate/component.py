@@ -36,14 +36,14 @@ def evaluate(
 
     from components.run import step
 
-    with step("evaluate"):
+    arms = {"collaborative": Path(collaborative.path)} | ({arm: Path(aligned.path)} if aligned else {})
+    rows, output = Path(training_set.path), Path(evaluation.path)
+    with step("evaluate", output, [rows, *arms.values()]):
         from components.evaluate.faces import log_metrics
         from components.evaluate.settings import EvaluateSettings
         from components.evaluate.step import evaluate
         from components.registry.client import champion_of
 
-        arms = {"collaborative": Path(collaborative.path)} | ({arm: Path(aligned.path)} if aligned else {})
         with champion_of(dataset) as champion:
-            rows, output = Path(training_set.path), Path(evaluation.path)
             results = evaluate(rows, arms, arm, output, EvaluateSettings(**settings), champion)
         log_metrics(results, metrics, roc)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from components.dataset.training_set import SplitArrays
 from components.evaluate.settings import EvaluateSettings
 from components.evaluate.slices import Mask
+from components.run import StepRecord
 from components.training import metrics
 from components.training.metrics import Floats
 from components.training.paired import Paired, bootstrap, delong, mean_difference
@@ -84,17 +83,24 @@ def interval(paired: Paired | None) -> Content | None:
     return None if paired is None else asdict(paired)
 
 
-def cost(run: Path) -> Content | None:
-    """Seconds of the steps that the run has behind it, and those of alignment; None where no step has reported.
+def cost(steps: Sequence[StepRecord]) -> Content | None:
+    """Seconds and GPU-seconds of the steps behind an evaluation, and those of alignment; None where none is known.
 
-    On a cluster each step has a disk of its own, and nothing is known here.
+    Returns:
+        'steps' and 'gpu_steps' by name (a step that ran in shards, or again, is summed up), 'alignment_seconds' and
+        'alignment_gpu_seconds' of the steps that a run without alignment would not have, None without any.
     """
-    path = run / "steps.jsonl"
-    if not path.is_file():
+    if not steps:
         return None
-    seconds: Counter[str] = Counter()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        seconds[record["step"]] += record["seconds"]
-    alignment = [seconds[name] for name in ALIGNMENT_STEPS if name in seconds]
-    return {"steps": dict(seconds), "alignment_seconds": sum(alignment) if alignment else None}
+    seconds: defaultdict[str, float] = defaultdict(float)
+    gpu_seconds: defaultdict[str, float] = defaultdict(float)
+    for record in steps:
+        seconds[record.step] += record.seconds
+        gpu_seconds[record.step] += record.gpu_seconds
+    aligned = [name for name in ALIGNMENT_STEPS if name in seconds]
+    return {
+        "steps": dict(seconds),
+        "gpu_steps": dict(gpu_seconds),
+        "alignment_seconds": sum(seconds[name] for name in aligned) if aligned else None,
+        "alignment_gpu_seconds": sum(gpu_seconds[name] for name in aligned) if aligned else None,
+    }

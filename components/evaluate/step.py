@@ -21,7 +21,7 @@ from components.evaluate.scoring import Champion, arm_scorer, score_champion
 from components.evaluate.settings import EvaluateSettings
 from components.evaluate.slices import Mask, slices
 from components.evaluate.summary import curves, summarise
-from components.run import aside, data_home, run_dir, write_json
+from components.run import aside, data_home, steps_behind, write_json
 from components.training.metrics import Floats, auc
 
 log = logging.getLogger("tandem.evaluate")
@@ -95,7 +95,7 @@ def evaluate(
         scores[CHAMPION] = beaten.probabilities
     drawn = _curves(rows, scores)
     worse = degradation(rows.data, rows.arrays, scorers[candidate], settings) if settings.degradation else None
-    ledger = _ledger(rows, scores, content)
+    ledger = {**_ledger(rows, scores, content), "cost": cost(steps_behind([training_set, *arms.values()]))}
     _write(output, rows, scores, {"metrics": content, "curves": drawn, "lift": ledger, "degradation": worse})
     return {**content, "curves": drawn}
 
@@ -160,11 +160,11 @@ def _curves(rows: _Rows, scores: Mapping[str, Floats]) -> Content:
 
 
 def _ledger(rows: _Rows, scores: Mapping[str, Floats], content: Content) -> Content:
-    """The lift of every arm over the collaborative-only one, and what the run's steps cost."""
+    """The lift of every arm over the collaborative-only one."""
     others = [arm for arm in content["arms"] if arm != COLLABORATIVE] if COLLABORATIVE in scores else []
     known = {content["candidate"]: content["lift"]}
     lifts = {arm: known.get(arm) or rows.lift(scores[arm], scores[COLLABORATIVE]) for arm in others}
-    return {"over": COLLABORATIVE, "candidate": content["candidate"], "arms": lifts, "cost": cost(run_dir())}
+    return {"over": COLLABORATIVE, "candidate": content["candidate"], "arms": lifts}
 
 
 def _write(output: Path, rows: _Rows, scores: Mapping[str, Floats], contents: Mapping[str, Content | None]) -> None:

@@ -34,11 +34,12 @@ def finetune(
 
     from components.run import step
 
-    with step(f"finetune-{arm}"):
+    rows, output = Path(training_set.path), Path(trained.path)
+    start = Path(checkpoint.path) if checkpoint else None
+    with step(f"finetune-{arm}", output, [rows, start] if start else [rows]):
         from components.finetune.settings import FinetuneSettings
         from components.finetune.step import finetune
         from components.models.config import BackboneConfig
 
-        start = Path(checkpoint.path) if checkpoint else None
         arguments = arm, backbone, BackboneConfig(**model), FinetuneSettings(**settings), int(seed), start
-        finetune(Path(training_set.path), Path(trained.path), *arguments)
+        finetune(rows, output, *arguments)

@@ -24,9 +24,10 @@ def prompt_transform(
 
     from components.run import step
 
-    with step("prompt_transform"):
+    rows, output = Path(training_set.path), Path(prompts.path)
+    with step("prompt_transform", output, [rows]):
         from components.prompt_transform.settings import PromptSettings
         from components.prompt_transform.step import prompt_transform
 
-        prompt_transform(Path(training_set.path), Path(prompts.path), PromptSettings(**settings))
+        prompt_transform(rows, output, PromptSettings(**settings))
     return list(range(int(shards)))

@@ -16,6 +16,7 @@ def register(
     seed: int,
     settings: dict,
     validated: dsl.Input[dsl.Dataset],
+    data_docs: dsl.Input[dsl.HTML],
     training_set: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Artifact],
     collaborative: dsl.Input[dsl.Model],
@@ -36,6 +37,7 @@ def register(
         seed: Seed of the run.
         settings: Values of GateSettings.
         validated: The validate step's folder.
+        data_docs: The validate step's Data Docs, to which the report links.
         training_set: The retrieve step's folder.
         evaluation: The evaluate step's folder.
         collaborative: The collaborative-only arm's model.
@@ -54,7 +56,9 @@ def register(
         from components.register.settings import GateSettings, RunInfo
         from components.register.step import register
 
-        run = RunInfo(run_id=run_id, dataset=dataset, method=method, backbone=backbone, seed=int(seed))
+        run = RunInfo(
+            run_id=run_id, dataset=dataset, method=method, backbone=backbone, seed=int(seed), data_docs=data_docs.uri
+        )
         given = {"validation": validated, "collaborative": collaborative, "aligned": aligned}
         given |= {"prompts": prompts, "alignment": checkpoint}
         pieces = {name: Path(artefact.path) for name, artefact in given.items() if artefact}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.register.charts import Axis, Bar, Series, bars, histogram, intervals, lines
+from components.run import StepRecord
 
 Content = Mapping[str, Any]
 #: Metrics of an arm, as the report names them.
@@ -39,9 +40,9 @@ EPOCH_FIGURES = {
 NO_FIGURES = {"epoch", "step", "seconds", "learning_rate"}
 
 
-def chain(steps: Sequence[tuple[str, float]]) -> str:
+def chain(steps: Sequence[StepRecord]) -> str:
     """The steps of the run, each with its seconds."""
-    return bars("Seconds by step", [Bar(name, seconds) for name, seconds in steps], Axis("seconds", low=0))
+    return bars("Seconds by step", [Bar(record.step, record.seconds) for record in steps], Axis("seconds", low=0))
 
 
 def part_table(meta: Content) -> list[dict[str, Any]]:

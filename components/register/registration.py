@@ -16,6 +16,8 @@ from components.register.settings import GateSettings, RunInfo
 from components.registry import aliases, tracking
 from components.registry.client import BUNDLE, VERDICT_TAG, Registered, find_version, model_name, register_version
 from components.registry.connection import connect
+from components.registry.validations import VALIDATION
+from components.run import StepRecord
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,7 +43,7 @@ class Registration:
     run: RunInfo
     parent: Run
     version: Registered | None
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.time)
 
     @classmethod
     def begin(
@@ -52,7 +54,7 @@ class Registration:
         The same run again finds its version, and changes none of its files.
         """
         client, name = connect(), model_name(dataset)
-        tags = {"tandem.dataset": dataset, "tandem.arm": run.method, "tandem.backbone": run.backbone}
+        tags = {tracking.DATASET_TAG: dataset, "tandem.arm": run.method, "tandem.backbone": run.backbone}
         tags |= {"tandem.pipeline_run": run.pipeline_run} if run.pipeline_run else {}
         parent = tracking.parent_run(client, name, run.run_id, tags)
         if judgement.verdict is Verdict.REJECTED:
@@ -78,12 +80,14 @@ class Registration:
         return judgement
 
     def log(self, findings: Findings, settings: GateSettings, lineage: Mapping[str, Any]) -> None:
-        """Log the run's parameters and figures, and its steps."""
+        """Log the run's parameters, figures and steps, and the validation that the next run is held against."""
         given = self.run.model_dump(exclude={"settings", "pipeline_run"})
         params = {**given, "gate": settings.model_dump(), "lineage": lineage, **self.run.settings}
         encoded = {"encode": (findings.health or {}).get("cache") or {}}
         tracking.log_figures(self.client, self.parent, params, {**_figures(findings.metrics), **encoded})
         tracking.log_steps(self.client, self.parent, _steps(findings))
+        if findings.validation is not None:
+            self.client.log_dict(self.parent.info.run_id, dict(findings.validation), VALIDATION)
 
     def attach(self, files: Mapping[str, Path], evaluation: Path) -> None:
         """Log files under the given names, and the evaluation's."""
@@ -99,8 +103,8 @@ class Registration:
         said = {VERDICT_TAG: str(judgement.verdict), REASONS_TAG: "\n".join(judgement.reasons)[:TAG_LENGTH]}
         for key, value in said.items():
             self.client.set_tag(self.parent.info.run_id, key, value)
-        took = time.perf_counter() - self.started
-        tracking.log_steps(self.client, self.parent, [tracking.StepRun("register", took, {})])
+        own = StepRecord("register", self.started, time.time() - self.started, 0)
+        tracking.log_steps(self.client, self.parent, [tracking.StepRun(own, {})])
         tracking.finish(self.client, self.parent)
         if self.version is not None:
             self._say(self.version.version, card, said)
@@ -138,15 +142,10 @@ def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps(findings: Findings) -> list[tracking.StepRun]:
-    """The steps of the run with the curves of those that trained.
-
-    On a cluster each step has a disk of its own: those that trained are known by their curves alone.
-    """
+    """The steps of the run with the curves of those that trained."""
     curves = {f"finetune-{arm}": curve for arm, curve in findings.training.items()}
     curves |= {"align": findings.alignment} if findings.alignment else {}
-    seconds = {name: sum(line.get("seconds", 0.0) for line in curve["history"]) for name, curve in curves.items()}
-    seconds |= dict(findings.steps)
-    return [tracking.StepRun(name, took, _columns(curves.get(name))) for name, took in seconds.items()]
+    return [tracking.StepRun(record, _columns(curves.get(record.step))) for record in findings.steps]
 
 
 def _columns(curve: Mapping[str, Any] | None) -> dict[str, list[float | None]]:

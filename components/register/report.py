@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from components.register import panels
 from components.register.gate import Judgement
 from components.register.settings import RunInfo
-from components.run import read_json
+from components.run import StepRecord, read_json, steps_behind
 
 Content = Mapping[str, Any]
 #: The report's parts in the order of the page: the part's anchor and its name among the links.
@@ -49,7 +48,7 @@ class Outcome:
 class Findings:
     """What the other steps have left; None or empty where a step was not part of the run.
 
-    `meta` is the training set's; `training` holds the curve of each arm; `steps` is (name, seconds) by step.
+    `meta` is the training set's; `training` holds the curve of each arm; `steps` holds all that led here.
     """
 
     metrics: Content
@@ -62,17 +61,16 @@ class Findings:
     health: Content | None
     alignment: Content | None
     training: dict[str, Content]
-    steps: list[tuple[str, float]]
+    steps: list[StepRecord]
 
     @classmethod
-    def read(cls, training_set: Path, evaluation: Path, pieces: Mapping[str, Path], run_dir: Path) -> Findings:
+    def read(cls, training_set: Path, evaluation: Path, pieces: Mapping[str, Path]) -> Findings:
         """Read what there is.
 
         Args:
             training_set: Folder of the retrieve step.
             evaluation: Folder of the evaluate step.
             pieces: Folders of other steps by name: validation, prompts, alignment, collaborative, aligned.
-            run_dir: Folder of the run, which holds steps.jsonl.
         """
         metrics = read_json(evaluation / "metrics.json")
         names = {"collaborative": "collaborative", "aligned": metrics["candidate"]}
@@ -88,23 +86,19 @@ class Findings:
             health=_piece(pieces, "alignment", "health.json"),
             alignment=_piece(pieces, "alignment", "curve.json"),
             training={arm: curve for arm, curve in curves.items() if curve is not None},
-            steps=read_steps(run_dir),
+            steps=_numbered(steps_behind([training_set, evaluation, *pieces.values()])),
         )
 
 
-def read_steps(run_dir: Path) -> list[tuple[str, float]]:
-    """Name and seconds of each step that the run has behind it; a step that ran again is numbered."""
-    path = run_dir / "steps.jsonl"
-    if not path.is_file():
-        return []
+def _numbered(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """The steps, each by a name of its own: one that ran in shards, or again, is numbered."""
     seen: Counter[str] = Counter()
-    steps = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        name = record["step"]
-        seen[name] += 1
-        steps.append((name if seen[name] == 1 else f"{name} {seen[name]}", float(record["seconds"])))
-    return steps
+    named = []
+    for record in steps:
+        seen[record.step] += 1
+        number = seen[record.step]
+        named.append(record if number == 1 else replace(record, step=f"{record.step} {number}"))
+    return named
 
 
 def render(outcome: Outcome, findings: Findings) -> str:
@@ -132,10 +126,18 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "run": outcome.run,
         "judgement": outcome.judgement,
         "version": outcome.version,
+        "data_docs": _link(outcome.run.data_docs),
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "lineage": {name: panels.words(value) for name, value in told.items() if value is not None},
         "proof": outcome.manifest["proof"],
     }
+
+
+def _link(docs: str) -> str | None:
+    """Where a browser finds the Data Docs; None for an address of the pipeline's own store."""
+    if docs.startswith(("http://", "https://")):
+        return docs
+    return (Path(docs) / "index.html").as_uri() if Path(docs).is_absolute() else None
 
 
 def _figures(findings: Findings) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def _data(findings: Findings) -> dict[str, Any]:
     return {
         "parts": panels.part_table(findings.meta),
         "validation": findings.validation,
-        "seconds": sum(seconds for _, seconds in findings.steps),
+        "seconds": sum(record.seconds for record in findings.steps),
     }
 
 

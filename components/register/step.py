@@ -18,7 +18,7 @@ from components.register.proof import UsedPlm
 from components.register.registration import Registration
 from components.register.report import Findings, Outcome, render
 from components.register.settings import GateSettings, RunInfo
-from components.run import aside, read_json, run_dir
+from components.run import STEPS, aside, read_json
 
 log = logging.getLogger("tandem.register")
 
@@ -64,7 +64,7 @@ def register(
         RuntimeError: the ONNX model is not faithful, or may hold something of the PLM (PlmFoundError).
     """
     given = dict(pieces or {})
-    findings = Findings.read(training_set, evaluation, given, run_dir())
+    findings = Findings.read(training_set, evaluation, given)
     run = run.model_copy(update={"run_id": run_name(run, training_set, model)})
     judgement = judge(findings.metrics, settings)
     source = Source(training_set, evaluation, model, trained_with(given), (findings.prompts or {}).get("prompt_hash"))
@@ -96,7 +96,7 @@ def run_name(run: RunInfo, training_set: Path, model: Path) -> str:
     if injected:
         return injected
     digest = hashlib.sha256((training_set / "meta.json").read_bytes())
-    for file in sorted(model.iterdir()):
+    for file in sorted(file for file in model.iterdir() if file.name != STEPS):
         digest.update(file.read_bytes())
     return f"content-{digest.hexdigest()[:16]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 #: Models and runs of others are data, never code; and what happens here is told to nobody.
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+FILE = "sqlite:///"
 QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "GIT_PYTHON_REFRESH": "quiet"}
 
 
@@ -30,6 +32,12 @@ def tracking_uri() -> str:
     if urlsplit(given).scheme in {"", "file"}:
         raise UserError(f"MLFLOW_TRACKING_URI={given}: a folder is no registry; write sqlite:///FILE or http://HOST")
     return given
+
+
+def exists() -> bool:
+    """Whether there is a registry to look into; a database under `home()` is made by the first who writes."""
+    uri = tracking_uri()
+    return not uri.startswith(FILE) or Path(uri.removeprefix(FILE)).is_file()
 
 
 def artifact_location(experiment: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry.client import RUN_ID_TAG
 from components.registry.connection import artifact_location
+from components.run import StepRecord
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
+DATASET_TAG = "tandem.dataset"
 #: What MLflow takes in one call, and in the value of a parameter.
 METRICS_AT_ONCE, PARAMS_AT_ONCE, PARAM_LENGTH = 1000, 100, 6000
 UNFIT = re.compile(r"[^\w\-./: ]")
@@ -26,10 +28,9 @@ UNFIT = re.compile(r"[^\w\-./: ]")
 
 @dataclass(frozen=True)
 class StepRun:
-    """A step as MLflow shall show it: how long it took, and its curves as lists of values by name, one an epoch."""
+    """A step as MLflow shall show it: what it took, and its curves as lists of values by name, one an epoch."""
 
-    name: str
-    seconds: float
+    record: StepRecord
     curves: Mapping[str, Sequence[float | None]]
 
 
@@ -74,15 +75,12 @@ def log_figures(client: MlflowClient, run: Run, params: Mapping[str, Any], metri
 
 
 def log_steps(client: MlflowClient, parent: Run, steps: Sequence[StepRun]) -> None:
-    """Log a child run for each step, once; a step that ran several times (arms, shards) is numbered."""
+    """Log a child run for each step, once by name."""
     there = client.search_runs([parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")
     names = {run.data.tags.get(NAME_TAG) for run in there}
-    # Ends are laid one after the other: steps.jsonl tells how long a step took, not when it began.
-    begin = parent.info.start_time
     for step in steps:
-        if step.name not in names:
-            _log_step(client, parent, step, begin)
-        begin += int(step.seconds * 1000)
+        if step.record.step not in names:
+            _log_step(client, parent, step)
 
 
 def finish(client: MlflowClient, run: Run) -> None:
@@ -91,38 +89,51 @@ def finish(client: MlflowClient, run: Run) -> None:
         client.set_terminated(run.info.run_id)
 
 
-def _log_step(client: MlflowClient, parent: Run, step: StepRun, begin: int) -> None:
+def _log_step(client: MlflowClient, parent: Run, step: StepRun) -> None:
     from mlflow.entities import Metric
 
-    tags = {PARENT_TAG: parent.info.run_id}
-    child = client.create_run(parent.info.experiment_id, begin, tags, run_name=step.name)
-    points = [Metric("seconds", step.seconds, begin, 0)]
+    record, tags = step.record, {PARENT_TAG: parent.info.run_id}
+    begin = int(record.began * 1000)
+    child = client.create_run(parent.info.experiment_id, begin, tags, run_name=record.step)
+    spent = {"seconds": record.seconds, "gpu_seconds": record.gpu_seconds}
+    points = [Metric(name, value, begin, 0) for name, value in spent.items()]
     for name, values in step.curves.items():
         drawn = [(epoch, value) for epoch, value in enumerate(values, start=1) if value is not None]
         points += [Metric(_fit(name), value, begin, epoch) for epoch, value in drawn if math.isfinite(value)]
     for start in range(0, len(points), METRICS_AT_ONCE):
         client.log_batch(child.info.run_id, metrics=points[start : start + METRICS_AT_ONCE])
-    client.set_terminated(child.info.run_id, end_time=begin + int(step.seconds * 1000))
+    client.set_terminated(child.info.run_id, end_time=begin + int(record.seconds * 1000))
 
 
-def _experiment(client: MlflowClient, model: str) -> str:
-    """Id of the experiment that the environment names, else of the model's own, made if it is not there."""
-    from mlflow.exceptions import MlflowException
-
+def find_experiment(client: MlflowClient, model: str) -> str | None:
+    """Id of the experiment that the environment names, else of the model's own; None if it is not there."""
     given = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if given:
         return given
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or model
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifact_location(name)))
-        except MlflowException:
-            # Another run may have made it at the same moment.
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
+    found = client.get_experiment_by_name(_experiment_name(model))
+    return None if found is None else str(found.experiment_id)
+
+
+def _experiment(client: MlflowClient, model: str) -> str:
+    """The experiment that `find_experiment` finds, made if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    found = find_experiment(client, model)
+    if found is not None:
+        return found
+    name = _experiment_name(model)
+    try:
+        return str(client.create_experiment(name, artifact_location=artifact_location(name)))
+    except MlflowException:
+        # Another run may have made it at the same moment.
+        found = find_experiment(client, model)
+        if found is None:
+            raise
+        return found
+
+
+def _experiment_name(model: str) -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or model
 
 
 def _numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -18,7 +18,8 @@ def retrieve(dataset: str, validated: dsl.Input[dsl.Dataset], training_set: dsl.
 
     from components.run import step
 
-    with step("retrieve"):
+    tables, output = Path(validated.path), Path(training_set.path)
+    with step("retrieve", output, [tables]):
         from components.retrieve.step import retrieve
 
-        training_set.metadata.update(retrieve(dataset, Path(validated.path), Path(training_set.path)))
+        training_set.metadata.update(retrieve(dataset, tables, output))

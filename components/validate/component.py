@@ -19,8 +19,11 @@ def validate(dataset: str, settings: dict, validated: dsl.Output[dsl.Dataset], d
 
     from components.run import step
 
-    with step("validate"):
+    output = Path(validated.path)
+    with step("validate", output):
+        from components.registry.validations import previous_validation
         from components.validate.settings import ValidateSettings
         from components.validate.step import validate
 
-        validate(dataset, Path(validated.path), Path(data_docs.path), ValidateSettings(**settings))
+        before = previous_validation(dataset)
+        validate(dataset, output, Path(data_docs.path), ValidateSettings(**settings), before)

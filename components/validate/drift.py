@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from great_expectations.expectations.expectation import Expectation
 
 from components.dataset.spec import EVENT_TIMESTAMP, LABEL, DatasetSpec, FieldSpec, Kind
-from components.run import home, read_json, write_json
 from components.validate.expect import expect
-from components.validate.profile import TOP
 from components.validate.settings import ValidateSettings
 
 SIDES = {"user": "users", "item": "items", "context": "impressions"}
-#: Weight kept for values that the run before did not see; without it one of them would be infinitely surprising.
-UNSEEN = 0.01
-
-
-def previous_summary(spec: DatasetSpec) -> dict[str, Any] | None:
-    """The summary of the last validated run of this very spec; None if there was none."""
-    path = _path(spec)
-    found: dict[str, Any] | None = read_json(path) if path.is_file() else None
-    return found if found and found["spec_digest"] == spec.digest else None
-
-
-def keep_summary(spec: DatasetSpec, summary: dict[str, Any]) -> None:
-    """Make this run's summary the one that the next run is compared with."""
-    write_json(_path(spec), summary)
-
-
-def _path(spec: DatasetSpec) -> Path:
-    return home() / "profiles" / f"{spec.identifier}.json"
+#: The frame of what has moved: for each field a column of differences of shares, a line for each value.
+SHARES = "shares"
 
 
 def drift(spec: DatasetSpec, settings: ValidateSettings, table: str, before: dict[str, Any]) -> Iterator[Expectation]:
@@ -90,20 +72,50 @@ def _field(field: FieldSpec, settings: ValidateSettings, known: dict[str, Any]) 
         words = f"the mean of {name} is within {slack:.3g} of the previous run's {known['mean']:.3g}"
         low, high = known["mean"] - slack, known["mean"] + slack
         yield expect("ExpectColumnMeanToBeBetween", "warning", words, column=name, min_value=low, max_value=high)
-    if field.kind is Kind.CATEGORY and known["top"] and known["distinct"] <= TOP:
-        yield _shares(name, known["top"], settings)
 
 
-def _shares(name: str, shares: dict[str, float], settings: ValidateSettings) -> Expectation:
-    total = sum(shares.values())
-    partition = {"values": list(shares), "weights": [share / total for share in shares.values()]}
-    words = f"the shares of the values of {name} are those of the previous run (divergence {settings.max_divergence:g})"
-    return expect(
-        "ExpectColumnKLDivergenceToBeLessThan",
-        "warning",
-        words,
-        column=name,
-        partition_object=partition,
-        threshold=settings.max_divergence,
-        tail_weight_holdout=UNSEEN,
-    )
+def moved(spec: DatasetSpec, now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, list[float]]:
+    """For each field of kind category or multi: by how much the share of each value has changed since the run before.
+
+    Shares are of the rows that hold a value. The values are those that were, or are, among the most frequent; the
+    last difference is that of all other values together, so that what comes in from outside is seen too.
+
+    Args:
+        spec: The data set.
+        now: The profile of this run, by field.
+        before: The profile of the run before.
+    """
+    fields = [field.name for field in spec.fields if field.kind in {Kind.CATEGORY, Kind.MULTI}]
+    return {name: _moved(now[name], before[name]) for name in fields if name in now and name in before}
+
+
+def _moved(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[float]:
+    values = dict.fromkeys((*before["top"], *now["top"]))
+    differences = []
+    for value in values:
+        (low, high), (low_before, high_before) = _bounds(now, value), _bounds(before, value)
+        differences.append(max(0.0, low - high_before) - max(0.0, low_before - high))
+    others, others_before = (found["mean_values"] - sum(found["top"].values()) for found in (now, before))
+    return [*differences, others - others_before]
+
+
+def _bounds(found: Mapping[str, Any], value: str) -> tuple[float, float]:
+    """Between which shares that of a value lies: one that is not among the most frequent has no more than they."""
+    share = found["top"].get(value)
+    if share is not None:
+        return share, share
+    return 0.0, min(found["top"].values()) if found["distinct"] > len(found["top"]) > 0 else 0.0
+
+
+def shares_of(differences: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """The frame SHARES: a column for each field, filled up with zeros."""
+    longest = max((len(column) for column in differences.values()), default=0)
+    return pd.DataFrame({name: [*column, *[0.0] * (longest - len(column))] for name, column in differences.items()})
+
+
+def drift_of_shares(names: Iterable[str], settings: ValidateSettings) -> Iterator[Expectation]:
+    """The expectations of the frame SHARES."""
+    share = settings.max_share_drift
+    for name in names:
+        words = f"the share of each value of {name} is within {share:g} of the previous run's"
+        yield expect("ExpectColumnValuesToBeBetween", "warning", words, column=name, min_value=-share, max_value=share)

@@ -18,9 +18,9 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 def profile(spec: DatasetSpec, tables: Tables) -> dict[str, dict[str, Any]]:
     """For each field but the ids: rows, share of empty values, and its distribution by kind.
 
-    category, multi: number of different values and the shares (of rows) of the most frequent ones; number: mean,
-    standard deviation and quantiles; text: mean number of words. User and item fields count each row of their table
-    once; context fields count impressions.
+    category, multi: number of different values, values per row, and the shares (of rows) of the most frequent ones;
+    number: mean, standard deviation and quantiles; text: mean number of words. User and item fields count each row
+    of their table once; context fields count impressions.
     """
     by_side = {"user": tables.users, "item": tables.items, "context": tables.impressions}
     found = {}
@@ -61,5 +61,6 @@ def _values(values: pa.ChunkedArray, rows: int) -> dict[str, Any]:
     ordered = counts.sort_by([("count_all", "descending"), ("value", "ascending")]).slice(0, TOP)
     return {
         "distinct": counts.num_rows,
+        "mean_values": len(values) / rows,
         "top": {row["value"]: row["count_all"] / rows for row in ordered.to_pylist()},
     }

@@ -37,13 +37,10 @@ class ValidateSettings(BaseModel):
         default=0.5, gt=0, lt=1, description="Share by which a table may have grown or shrunk since the previous run."
     )
     max_share_drift: float = Field(
-        default=0.1, gt=0, le=1, description="Change of the share of positives or of empty values that is no warning."
+        default=0.1, gt=0, le=1, description="Change of the share of positives, empties or a value that is no warning."
     )
     max_mean_drift: float = Field(
         default=0.5, gt=0, description="Change of a number's mean that is no warning, in its standard deviations."
-    )
-    max_divergence: float = Field(
-        default=0.1, gt=0, description="KL divergence in nats of a category's shares that is no warning."
     )
 
     @model_validator(mode="after")

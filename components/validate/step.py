@@ -18,7 +18,7 @@ from components.dataset.sources import validated_tables
 from components.dataset.spec import DatasetSpec
 from components.run import data_home
 from components.validate.checkpoint import SEVERITIES, Finding, run_suites, worst_severity
-from components.validate.drift import keep_summary, previous_summary
+from components.validate.drift import SHARES, moved, shares_of
 from components.validate.frames import frames
 from components.validate.profile import profile
 from components.validate.settings import Severity, ValidateSettings
@@ -55,7 +55,9 @@ class ValidationSummary(BaseModel):
         return {**head, **self.counts, "expectations": expectations}
 
 
-def validate(dataset: str, output: Path, docs: Path, settings: ValidateSettings) -> ValidationSummary:
+def validate(
+    dataset: str, output: Path, docs: Path, settings: ValidateSettings, before: dict[str, Any] | None = None
+) -> ValidationSummary:
     """Check the sources against the DatasetSpec, and write them in canonical form.
 
     Args:
@@ -63,6 +65,7 @@ def validate(dataset: str, output: Path, docs: Path, settings: ValidateSettings)
         output: Folder for impressions, users and items (Parquet) and summary.json; not written where the run stops.
         docs: Folder for the Data Docs; written even where the run stops.
         settings: Thresholds, and the severity that stops the run.
+        before: The summary of the run that this one is held against; one of another spec says nothing and is left.
 
     Raises:
         UserError: the sources cannot be read as the spec says.
@@ -72,9 +75,13 @@ def validate(dataset: str, output: Path, docs: Path, settings: ValidateSettings)
     if dataset == "sample":
         ensure(data_home() / "sample")
     tables = validated_tables(spec)
-    seen = frames(spec, tables, settings.max_rows)
+    seen, profiled = frames(spec, tables, settings.max_rows), profile(spec, tables)
+    if before is not None and before["spec_digest"] != spec.digest:
+        before = None
+    if before is not None:
+        seen[SHARES] = shares_of(moved(spec, profiled, before["profile"]))
     columns = {name: list(frame.columns) for name, frame in seen.items()}
-    suites = build_suites(spec, settings, columns, datetime.now(UTC), previous_summary(spec))
+    suites = build_suites(spec, settings, columns, datetime.now(UTC), before)
     findings = run_suites(seen, suites, docs)
     summary = ValidationSummary(
         dataset=spec.name,
@@ -85,9 +92,7 @@ def validate(dataset: str, output: Path, docs: Path, settings: ValidateSettings)
     )
     _say(summary)
     _stop_if_needed(spec, summary, settings, docs)
-    content = {**summary.to_json(), "profile": profile(spec, tables)}
-    replace(tables, summary=content).write(output)
-    keep_summary(spec, content)
+    replace(tables, summary={**summary.to_json(), "profile": profiled}).write(output)
     return summary
 
 

@@ -21,7 +21,7 @@ from components.dataset.spec import (
     FieldSpec,
     Kind,
 )
-from components.validate.drift import drift
+from components.validate.drift import SHARES, drift, drift_of_shares
 from components.validate.expect import expect
 from components.validate.frames import DATED, KEYS, KNOWN, is_dated
 from components.validate.settings import Severity, ValidateSettings
@@ -42,7 +42,7 @@ def build_suites(
     now: datetime,
     before: dict[str, Any] | None = None,
 ) -> dict[str, list[Expectation]]:
-    """The expectations by table: impressions, and users and items where the spec names them.
+    """The expectations by table: impressions, users and items where the spec names them, and what has moved.
 
     Args:
         spec: The data set.
@@ -58,6 +58,8 @@ def build_suites(
     if before is not None:
         for table, expectations in suites.items():
             expectations.extend(drift(spec, settings, table, before))
+    if columns.get(SHARES):
+        suites[SHARES] = list(drift_of_shares(columns[SHARES], settings))
     return suites
 
 

@@ -1,12 +1,12 @@
 """Where state lies, and what a step leaves behind when it is done or fails."""
 
-import json
 import threading
+import time
 
 import pytest
 
 from components.dataset.errors import UserError, ValidationStoppedError
-from components.run import aside, home, read_json, run_dir, step, write_json
+from components.run import aside, home, read_json, run_dir, step, steps_behind, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -24,17 +24,31 @@ def test_state_lies_where_the_environment_says(tmp_path, monkeypatch):
     assert home() == tmp_path / ".tandem"
 
 
-def test_a_finished_step_tells_its_seconds(tmp_path):
-    with step("first"):
-        pass
-    with step("second"):
-        pass
-    lines = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == ["first", "second"]
-    assert all(line["seconds"] >= 0 for line in lines)
+def test_a_finished_step_tells_what_it_took(tmp_path):
+    with step("first", tmp_path / "a"):
+        (tmp_path / "a").mkdir()
+    (record,) = steps_behind([tmp_path / "a"])
+    assert (record.step, record.gpus) == ("first", 0)
+    assert record.seconds >= 0
+    assert abs(record.began - time.time()) < 60
     log = (tmp_path / "run" / "run.log").read_text()
     assert "first" in log
     assert "finished" in log
+
+
+def test_an_artefact_carries_all_steps_behind_it_once(tmp_path):
+    root, left, right, end = (tmp_path / name for name in ("root", "left", "right", "end"))
+    for name, output, inputs in [
+        ("retrieve", root, [tmp_path / "never written"]),
+        ("encode", left, [root]),
+        ("encode", right, [root]),
+        ("align", end, [left, right, root]),
+    ]:
+        with step(name, output, inputs):
+            output.mkdir()
+            time.sleep(0.002)
+    assert [record.step for record in steps_behind([end, left, root])] == ["retrieve", "encode", "encode", "align"]
+    assert [record.step for record in steps_behind([right])] == ["retrieve", "encode"]
 
 
 class MisspeltError(UserError):
@@ -52,12 +66,12 @@ class MisspeltError(UserError):
     ],
 )
 def test_a_failed_step_says_whose_fault_it_was(tmp_path, error, kind):
-    with pytest.raises(type(error)), step("third"):
+    with pytest.raises(type(error)), step("third", tmp_path / "out"):
         raise error
     failure = read_json(tmp_path / "run" / "failure.json")
     assert (failure["kind"], failure["step"]) == (kind, "third")
     assert failure["message"]
-    assert not (tmp_path / "run" / "steps.jsonl").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("folder", [True, False])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow.tracking import MlflowClient
 
 from components.dataset.bundle import Bundle
 from tests.pipelines.shop import QUICKLY, tandem, write_shop, write_spec
@@ -54,9 +55,15 @@ def test_every_path_that_is_named_exists(ran):
 
 def test_every_step_tells_its_time(ran):
     folder, _ = ran
-    lines = [json.loads(line) for line in (folder / "home/runs/first/steps.jsonl").read_text().splitlines()]
+    mlflow = MlflowClient(f"sqlite:///{folder / 'home/mlflow.db'}")
+    experiments = [found.experiment_id for found in mlflow.search_experiments()]
+    children = mlflow.search_runs(experiments, "tags.`mlflow.parentRunId` LIKE '%'")
     steps = ["validate", "retrieve", "prompt_transform", "encode", "align", "finetune-collaborative", "finetune-ctrl"]
-    assert {line["step"] for line in lines} == {*steps, "evaluate", "register", "deploy"}
+    assert sorted(child.info.run_name for child in children) == sorted([*steps, "evaluate", "register", "deploy"])
+    assert all(child.data.metrics["seconds"] > 0 for child in children)
+    ledger = json.loads((Path(ran[1]["paths"]["evaluation"]) / "lift.json").read_text())
+    assert set(ledger["cost"]["steps"]) == set(steps)
+    assert ledger["cost"]["alignment_seconds"] > 0
 
 
 def test_what_is_served_holds_no_language_model(ran):

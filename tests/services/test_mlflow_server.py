@@ -11,6 +11,7 @@ import pytest
 
 from components.registry import client, tracking
 from components.registry.connection import connect
+from components.run import StepRecord
 from tests.components.registry.making import add_version, new_dataset, own_registry, pointed, promote, said
 from tests.components.registry.test_aliases import CHALLENGER
 from tests.services.servers import free_port, needed, postgres, process
@@ -93,7 +94,7 @@ def test_a_run_has_its_figures_and_a_child_for_each_step(server):
     run = tracking.parent_run(mlflow, name, "a", {"tandem.arm": "ctrl"})
     figures = {"ctrl": {"auc": 0.7, "slices": {"age=25 to 34": {"auc": None, "rows": 3}}}}
     tracking.log_figures(mlflow, run, {"gate": {"min_auc": 0.55}}, figures)
-    steps = [tracking.StepRun("align", 2.0, {"loss": [0.5, 0.4]})]
+    steps = [tracking.StepRun(StepRecord("align", 1000.0, 2.0, 1), {"loss": [0.5, 0.4]})]
     tracking.log_steps(mlflow, run, steps)
     tracking.log_steps(mlflow, run, steps)
     tracking.finish(mlflow, run)
@@ -102,7 +103,7 @@ def test_a_run_has_its_figures_and_a_child_for_each_step(server):
     assert data.params == {"gate.min_auc": "0.55"}
     children = mlflow.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert [child.info.run_name for child in children] == ["align"]
-    assert children[0].data.metrics == {"seconds": 2.0, "loss": 0.4}
+    assert children[0].data.metrics == {"seconds": 2.0, "gpu_seconds": 2.0, "loss": 0.4}
 
 
 def test_of_two_processes_one_wins(server, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from components.evaluate.lift import compare, cost, lift
 from components.evaluate.settings import EvaluateSettings
 from components.evaluate.slices import slices
+from components.run import StepRecord
 from components.training import metrics, paired
 from tests.components.evaluate.logs import linear, training_set, weights_of
 
@@ -77,14 +78,15 @@ def test_empty_and_one_class_slices_are_null(case, wanted):
     json.dumps(found, allow_nan=False)
 
 
-def test_cost_sums_the_steps_of_a_run(tmp_path):
-    assert cost(tmp_path) is None
-    steps = [("encode", 2.5), ("encode", 1.5), ("align", 10), ("finetune", 3), ("finetune", 4)]
-    lines = [json.dumps({"step": name, "seconds": seconds}) for name, seconds in steps]
-    (tmp_path / "steps.jsonl").write_text("\n".join(lines) + "\n")
-    assert cost(tmp_path) == {"steps": {"encode": 4.0, "align": 10, "finetune": 7}, "alignment_seconds": 14.0}
+def test_cost_sums_the_steps_of_a_run():
+    assert cost([]) is None
+    took = [("encode", 2.5, 2), ("encode", 1.5, 2), ("align", 10.0, 1), ("finetune", 3.0, 0), ("finetune", 4.0, 0)]
+    found = cost([StepRecord(name, began, seconds, gpus) for began, (name, seconds, gpus) in enumerate(took)])
+    assert found["steps"] == {"encode": 4.0, "align": 10.0, "finetune": 7.0}
+    assert found["gpu_steps"] == {"encode": 8.0, "align": 10.0, "finetune": 0.0}
+    assert (found["alignment_seconds"], found["alignment_gpu_seconds"]) == (14.0, 18.0)
 
 
-def test_a_run_without_alignment_did_not_pay_for_it(tmp_path):
-    (tmp_path / "steps.jsonl").write_text('{"step": "finetune", "seconds": 3}\n')
-    assert cost(tmp_path)["alignment_seconds"] is None
+def test_a_run_without_alignment_did_not_pay_for_it():
+    found = cost([StepRecord("finetune", 0.0, 3.0, 1)])
+    assert (found["alignment_seconds"], found["alignment_gpu_seconds"]) == (None, None)

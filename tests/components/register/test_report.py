@@ -1,18 +1,24 @@
-import json
 import re
 import shutil
 from html.parser import HTMLParser
 
 import pytest
 
+from components.evaluate.lift import cost
 from components.register.gate import judge
-from components.register.report import SECTIONS, Findings, Outcome, read_steps, render
+from components.register.report import SECTIONS, Findings, Outcome, render
 from components.register.settings import GateSettings, RunInfo
-from components.run import read_json, write_json
+from components.run import STEPS, StepRecord, read_json, write_json
 from tests.components.register.making import champion, figures, lines, metrics
 
 RUN = RunInfo(
-    run_id="r1", dataset="films", method="ctrl", backbone="wide_deep", seed=1, settings={"align": {"tau": 0.7}}
+    run_id="r1",
+    dataset="films",
+    method="ctrl",
+    backbone="wide_deep",
+    seed=1,
+    settings={"align": {"tau": 0.7}},
+    data_docs="/runs/r1/docs",
 )
 
 
@@ -23,7 +29,7 @@ def pieces(tmp_path, made):
     shutil.copytree(made.evaluation, evaluation)
     write_json(evaluation / "metrics.json", metrics(champion=champion(0.02)))
     write_json(evaluation / "curves.json", {"arms": {"collaborative": lines(), "ctrl": lines()}, "champion": lines()})
-    write_json(evaluation / "lift.json", {"cost": {"steps": {"align": 2.0}, "alignment_seconds": 2.0}})
+    write_json(evaluation / "lift.json", {"cost": cost([StepRecord("align", 0.0, 2.0, 4)])})
     case = {"kind": "feature", "name": "job", "as": "missing", "lag": None, "fields": ["job"], "changed": 0.9}
     case |= {"auc": 0.6, "logloss": 0.6, "calibration": 1.1, "auc_loss": 0.1}
     found = {"default": "most_frequent", "value": ["x", "y"], "auc_missing": 0.6, "auc_most_frequent": 0.7}
@@ -51,15 +57,14 @@ def pieces(tmp_path, made):
     cache = {"hits": 5, "misses": 1, "seconds": 0.5, "seconds_saved": 2.5, "gpu_seconds": 0.5, "gpu_seconds_saved": 2.5}
     write_json(tmp_path / "alignment" / "health.json", {**health, "after": {**found, "loss": 4.25}, "cache": cache})
     write_json(tmp_path / "alignment" / "curve.json", {"history": [{"epoch": 1, "loss": 5.0, "seconds": 1.0}]})
-    (tmp_path / "steps.jsonl").write_text('{"step": "validate", "seconds": 2.5}\n')
+    record = {"step": "validate", "began": 1.0, "seconds": 2.5, "gpus": 0}
+    write_json(tmp_path / "prompts" / STEPS, [record])
     folders = {
         "validation": tmp_path / "validated",
         "prompts": tmp_path / "prompts",
         "alignment": tmp_path / "alignment",
     }
-    return Findings.read(
-        made.training_set, evaluation, {**folders, "collaborative": made.model, "aligned": made.model}, tmp_path
-    )
+    return Findings.read(made.training_set, evaluation, {**folders, "collaborative": made.model, "aligned": made.model})
 
 
 def rendered(findings, manifest):
@@ -79,7 +84,7 @@ class Anchors(HTMLParser):
             self.open.append(tag)
         if tag == "section":
             self.ids.append(given["id"])
-        if tag == "a":
+        if tag == "a" and given["href"].startswith("#"):
             self.links.append(given["href"].removeprefix("#"))
         self.outside += [
             value for name, value in given.items() if name in {"src", "href"} and not value.startswith("#")
@@ -107,8 +112,9 @@ def test_every_piece_has_its_section(pieces, bundle):
     assert "genres = x y" in html
     assert "This is &lt;a&gt; user." in html
     assert "column &#39;job&#39;: 30 % are &lt;empty&gt;" in html
-    assert "Alignment took 2.0 s" in html
+    assert "Alignment took 2.0 s (8.0 GPU-seconds) of the run's 2.0 s (8.0 GPU-seconds)" in html
     assert "tau 0.7" in html
+    assert anchors.outside == ["file:///runs/r1/docs/index.html"]
     assert '<td>loss</td><td class="n">6.1000</td><td class="n">4.2500</td>' in html
     assert "The text side spans 1.0 dimensions in effect" in html
     assert "5 texts from the cache" in html
@@ -117,29 +123,32 @@ def test_every_piece_has_its_section(pieces, bundle):
 
 def test_nothing_comes_from_the_network(pieces, bundle):
     html = rendered(pieces, read_json(bundle / "manifest.json"))
-    assert parsed(html).outside == []
-    assert not re.search(r"<script|@import|url\(|https?://", html)
+    assert not re.search(r"<script|<link|<img|@import|url\(|https?://", html)
     assert len(html) < 300_000
 
 
 def test_missing_pieces_are_left_out(made, bundle, tmp_path):
     write_json(tmp_path / "metrics.json", metrics(lift=None))
-    findings = Findings.read(made.training_set, tmp_path, {}, tmp_path)
+    findings = Findings.read(made.training_set, tmp_path, {})
     anchors = parsed(rendered(findings, read_json(bundle / "manifest.json")))
     assert anchors.links == anchors.ids == ["gate", "arms", "slices", "data", "lineage"]
 
 
 def test_figures_that_are_not_defined_are_dashes(made, bundle, tmp_path):
     write_json(tmp_path / "metrics.json", metrics(figures(None)))
-    findings = Findings.read(made.training_set, tmp_path, {}, tmp_path)
+    findings = Findings.read(made.training_set, tmp_path, {})
     html = rendered(findings, read_json(bundle / "manifest.json"))
     parsed(html)
     assert "None" not in html
     assert "rejected" in html
 
 
-def test_a_step_that_ran_again_is_numbered(tmp_path):
-    lines_ = [{"step": "encode", "seconds": 1.0}, {"step": "encode", "seconds": 2}, {"step": "align", "seconds": 3}]
-    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_))
-    assert read_steps(tmp_path) == [("encode", 1.0), ("encode 2", 2.0), ("align", 3.0)]
-    assert read_steps(tmp_path / "none") == []
+def test_a_step_that_ran_again_is_numbered(made, tmp_path):
+    write_json(tmp_path / "metrics.json", metrics(figures(None)))
+    took = [("encode", 1.0), ("encode", 2.0), ("align", 3.0)]
+    write_json(
+        tmp_path / STEPS,
+        [{"step": name, "began": began, "seconds": s, "gpus": 0} for began, (name, s) in enumerate(took)],
+    )
+    steps = Findings.read(made.training_set, tmp_path, {}).steps
+    assert [(record.step, record.seconds) for record in steps] == [("encode", 1.0), ("encode 2", 2.0), ("align", 3.0)]

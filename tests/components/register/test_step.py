@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -33,7 +32,7 @@ def registered(dataset, bundle, made, run_id, content, settings=GATE):
     """What the step does once the bundle is written."""
     judgement = judge(content, settings)
     registration = Registration.begin(dataset, run_info(run_id), judgement, bundle, {"spec_digest": "s"})
-    registration.log(Findings.read(made.training_set, made.evaluation, {}, Path("none")), settings, {})
+    registration.log(Findings.read(made.training_set, made.evaluation, {}), settings, {})
     judgement = registration.claim(judgement, content)
     registration.conclude(judgement, "# Card")
     return judgement, registration

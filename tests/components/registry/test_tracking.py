@@ -4,6 +4,7 @@ import pytest
 
 from components.registry import client, tracking
 from components.registry.connection import connect
+from components.run import StepRecord
 from tests.components.registry.making import new_dataset
 
 
@@ -86,7 +87,10 @@ def test_more_than_mlflow_takes_in_one_call(mlflow, name):
 
 def test_a_child_for_each_step(mlflow, name):
     run = tracking.parent_run(mlflow, name, "a", {})
-    steps = [tracking.StepRun("align", 2.5, {"loss": [0.5, None, 0.4]}), tracking.StepRun("finetune", 1.0, {})]
+    steps = [
+        tracking.StepRun(StepRecord("align", 1000.0, 2.5, 2), {"loss": [0.5, None, 0.4]}),
+        tracking.StepRun(StepRecord("finetune", 1004.0, 1.0, 0), {}),
+    ]
     for _ in range(2):
         tracking.log_steps(mlflow, run, steps)
     children = mlflow.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
@@ -94,6 +98,6 @@ def test_a_child_for_each_step(mlflow, name):
     assert sorted(found) == ["align", "finetune"] and len(children) == 2
     history = mlflow.get_metric_history(found["align"].info.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (3, 0.4)]
-    assert found["align"].info.end_time - found["align"].info.start_time == 2500
-    assert found["finetune"].info.start_time == found["align"].info.end_time
+    assert (found["align"].info.start_time, found["align"].info.end_time) == (1_000_000, 1_002_500)
+    assert found["align"].data.metrics["gpu_seconds"] == 5.0
     assert tracking.parent_run(mlflow, name, "a", {}).info.run_id == run.info.run_id

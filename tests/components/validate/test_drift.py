@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from components.dataset.errors import ValidationStoppedError
+from components.run import read_json
+from components.validate.drift import _moved
+from components.validate.profile import TOP
 from components.validate.settings import ValidateSettings
 from components.validate.step import validate
 from tests.components.validate.making import sample_spec, write
 
+SUMMARY = "out/summary.json"
 
-def run(place, tables, spec=None, **settings):
+
+def run(place, tables, spec=None, before=None):
     place.mkdir(exist_ok=True)
     ref = write(place, tables, spec or sample_spec())
-    return validate(ref, place / "out", place / "docs", ValidateSettings(**settings))
+    return validate(ref, place / "out", place / "docs", ValidateSettings(), before and read_json(before / SUMMARY))
 
 
 def warned(summary):
@@ -53,6 +59,11 @@ def more_clicks(tables):
     clicks.loc[clicks.index[::2], label] = 1
 
 
+def other_tags(tables):
+    """A field with several values, more of them different than a profile names."""
+    tables["items"].loc[tables["items"].index[::2], "tags"] += "|brand new"
+
+
 def ends_earlier(tables):
     tables["impressions"] = tables["impressions"].head(len(tables["impressions"]) - 300)
 
@@ -61,8 +72,9 @@ MOVED = {
     "fewer rows": (fewer_rows, ["impressions: expected that there are 50% to 150%"]),
     "more rows": (more_rows, ["users: expected that there are 50% to 150%"]),
     "empty values": (empty_values, ["category are empty"]),
-    "another category": (other_categories, ["shares of the values of device"]),
-    "other shares": (other_shares, ["shares of the values of device"]),
+    "another category": (other_categories, ["share of each value of device"]),
+    "other shares": (other_shares, ["share of each value of device"]),
+    "another value among several": (other_tags, ["share of each value of tags"]),
     "more clicks": (more_clicks, ["share of positives"]),
     "a log that ends earlier": (ends_earlier, ["the log reaches as far"]),
 }
@@ -73,14 +85,14 @@ def test_what_has_moved_is_named(tmp_path, tables, name):
     assert warned(run(tmp_path / "first", tables)) == []
     change, said = MOVED[name]
     change(tables)
-    found = warned(run(tmp_path / "second", tables))
+    found = warned(run(tmp_path / "second", tables, before=tmp_path / "first"))
     for words in said:
         assert any(words in sentence for sentence in found), found
 
 
 def test_the_same_log_again_has_not_moved(tmp_path, tables):
     run(tmp_path / "first", tables)
-    again = run(tmp_path / "second", tables)
+    again = run(tmp_path / "second", tables, before=tmp_path / "first")
     assert warned(again) == []
     assert any("previous run" in finding.words for finding in again.findings), "it was compared"
 
@@ -90,13 +102,47 @@ def test_another_spec_is_held_against_nothing(tmp_path, tables):
     other_categories(tables)
     spec = sample_spec()
     spec["split"] = {"by": "time", "ratios": [0.7, 0.15, 0.15]}
-    assert warned(run(tmp_path / "second", tables, spec)) == []
+    assert warned(run(tmp_path / "second", tables, spec, before=tmp_path / "first")) == []
 
 
-def test_a_run_that_was_stopped_is_no_measure_for_the_next(tmp_path, tables):
+def test_the_data_docs_tell_what_has_moved(tmp_path, tables):
     run(tmp_path / "first", tables)
-    spoilt = {name: table.copy() for name, table in tables.items()}
-    other_categories(spoilt)
-    with pytest.raises(ValidationStoppedError, match="device"):
-        run(tmp_path / "second", spoilt, stop_on="warning")
-    assert warned(run(tmp_path / "third", tables)) == []
+    other_categories(tables)
+    run(tmp_path / "second", tables, before=tmp_path / "first")
+    pages = "".join(page.read_text() for page in (tmp_path / "second" / "docs" / "validations").rglob("*.html"))
+    assert "the share of each value of device is within 0.1 of the previous run" in pages
+
+
+def values(count):
+    """A column of so many different values, each as often as the others."""
+    return {"distinct": count, "mean_values": 1.0, "top": {f"v{n:03}": 1 / count for n in range(min(count, TOP))}}
+
+
+@pytest.mark.parametrize("count", [1, TOP, TOP + 1, 500])
+def test_nothing_has_moved_against_itself(count):
+    assert set(_moved(values(count), values(count))) == {0.0}
+
+
+def test_a_value_from_outside_the_most_frequent_is_seen():
+    before = values(100)
+    now = {**before, "top": {**dict(list(before["top"].items())[:-1]), "new": 0.3}, "mean_values": 1.0}
+    assert max(_moved(now, before)) == pytest.approx(0.3 - 0.01)
+    assert _moved(now, before)[-1] == pytest.approx(-0.29), "all others together have lost it"
+
+
+@given(st.data())
+def test_what_is_said_to_have_moved_is_no_more_than_the_truth(data):
+    """Only the most frequent values are known: a difference is a lower bound of the true one, and exact within them."""
+    shares = [data.draw(st.lists(st.integers(1, 1000), min_size=1, max_size=60)) for _ in range(2)]
+    truths = [{f"v{n}": share / sum(drawn) for n, share in enumerate(drawn)} for drawn in shares]
+    found = []
+    for truth in truths:
+        top = dict(sorted(truth.items(), key=lambda pair: -pair[1])[:TOP])
+        found.append({"distinct": len(truth), "mean_values": 1.0, "top": top})
+    names = dict.fromkeys((*found[1]["top"], *found[0]["top"]))
+    for name, difference in zip(names, _moved(*found), strict=False):
+        true = truths[0].get(name, 0.0) - truths[1].get(name, 0.0)
+        assert abs(difference) <= abs(true) + 1e-9
+        assert difference * true >= 0
+        if all(name in one["top"] for one in found):
+            assert difference == pytest.approx(true)
