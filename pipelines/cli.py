@@ -223,6 +223,29 @@ def data(
 
 
 @app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(metavar="FILE.yaml", help="DatasetSpec, or name of an embedded data set.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
+) -> None:
+    """Say everything that is wrong with a DatasetSpec and its files at once, with what to write instead.
+
+    Exit code 0: it can be run, whatever the warnings. 2: it cannot.
+    """
+    from pipelines.check import check_dataset
+
+    checked = check_dataset(dataset)
+    if as_json:
+        findings = [vars(finding) for finding in checked.findings]
+        print(json.dumps({"dataset": dataset, "errors": checked.errors, "findings": findings}, ensure_ascii=False))
+    else:
+        for finding in checked.findings:
+            print(finding)
+        warnings = len(checked.findings) - checked.errors
+        print(f"{dataset}: {checked.errors} errors, {warnings} warnings" if checked.findings else f"{dataset}: sound")
+    raise typer.Exit(2 if checked.errors else 0)
+
+
+@app.command()
 def serve(
     dataset: Annotated[str | None, typer.Option(help="Data set whose model is served. [default: the latest]")] = None,
     workdir: Workdir = None,

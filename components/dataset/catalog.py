@@ -21,16 +21,25 @@ def dataset_names() -> list[str]:
 def load_spec(ref: str) -> DatasetSpec:
     """The spec of an embedded data set by its name, or of any other by the path of its YAML file.
 
-    Relative source paths start at the data directory for an embedded data set, else at the file's folder.
-
     Raises:
         UserError: there is none of this name and no such file, or the file does not describe a data set.
     """
+    return read_spec(*locate(ref))
+
+
+def locate(ref: str) -> tuple[Path, Path]:
+    """The YAML file of a data set, and the folder at which its relative source paths start.
+
+    That is the data directory for an embedded data set, else the file's own folder.
+
+    Raises:
+        UserError: there is none of this name.
+    """
     if ref in dataset_names():
-        return read_spec(EMBEDDED / f"{ref}.yaml", root=data_home())
+        return EMBEDDED / f"{ref}.yaml", data_home()
     path = Path(ref).expanduser()
     if path.suffix in {".yaml", ".yml"} or path.exists():
-        return read_spec(path)
+        return path, path.resolve().parent
     near = difflib.get_close_matches(ref, dataset_names(), n=1)
     guess = f"did you mean '{near[0]}'? " if near else ""
     raise UserError(f"no data set '{ref}'; {guess}write one of {', '.join(dataset_names())} or the path of a YAML file")

@@ -41,8 +41,12 @@ def texts(column: Column) -> Column:
         raise ColumnError(f"is of type {column.type}, not one value per row; {hint}") from None
 
 
-def numbers(column: Column) -> Column:
+def numbers(column: Column, decimal: str = ".") -> Column:
     """float64, null where there is no number.
+
+    Args:
+        column: Numbers, or words that are numbers.
+        decimal: Decimal mark of the words; with a comma, periods may stand between thousands.
 
     Raises:
         ColumnError: with the first row that holds something else.
@@ -50,6 +54,10 @@ def numbers(column: Column) -> Column:
     column = _decoded(column)
     if _is_string(column.type):
         words = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        if decimal == ",":
+            grouped = pc.match_substring_regex(words, r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$")
+            words = pc.if_else(grouped, pc.replace_substring(words, ".", ""), words)
+            words = pc.replace_substring(words, ",", ".")
         words = pc.if_else(pc.is_in(words, NO_NUMBER), pa.scalar(None, pa.string()), words)
         return _cast_or_name(words, lambda part: part.cast(pa.float64()), _no_number)
     try:
@@ -60,7 +68,11 @@ def numbers(column: Column) -> Column:
 
 
 def _no_number(row: int, value: str) -> str:
-    hint = "write a decimal point" if "," in value else "correct it, leave it empty, or write kind: category"
+    hint = (
+        "write a decimal point, or 'decimal: \",\"' under its source"
+        if "," in value
+        else "correct it, leave it empty, or write kind: category"
+    )
     return f"holds '{value}' in row {row}, which is no number; {hint}"
 
 
@@ -83,17 +95,20 @@ def lists(column: Column, separator: str) -> Column:
     return pa.chunked_array([pa.ListArray.from_arrays(ends, flat, mask=pa.array(counts == 0))])
 
 
-def moments(column: Column, unit: str) -> Column:
+def moments(column: Column, unit: str, form: str | None = None) -> Column:
     """Time stamps in UTC to the microsecond; those without a zone are taken as UTC.
 
     Args:
         column: Time stamps, dates, ISO 8601 strings, or numbers since 1970.
         unit: Unit of the numbers: s, ms or us.
+        form: How words and whole numbers are to be read where they are neither, in the letters of strptime.
 
     Raises:
         ColumnError: with the first row that is no moment between 1678 and 2262.
     """
     column = _decoded(column)
+    if form is not None and (_is_string(column.type) or pa.types.is_integer(column.type)):
+        return _in_range(_moments_of_form(texts(column), form))
     if _is_string(column.type):
         return _moments_from_words(column.cast(pa.string()), unit)
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
@@ -101,6 +116,27 @@ def moments(column: Column, unit: str) -> Column:
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         return _moments_from_numbers(column, unit)
     raise ColumnError(f"is of type {column.type}, not a moment; give time stamps, dates, ISO strings or numbers")
+
+
+def dates(column: Column, unit: str, form: str | None = None) -> Column:
+    """Days as words, '2024-05-31': of whatever `moments` reads.
+
+    Raises:
+        ColumnError: with the first row that is no moment between 1678 and 2262.
+    """
+    return moments(column, unit, form).cast(pa.date32()).cast(pa.string())
+
+
+def _moments_of_form(words: Column, form: str) -> Column:
+    words = to_strings(pc.utf8_trim_whitespace(words))
+    found = pc.strptime(words, format=form, unit="us", error_is_null=True)
+    fault = pc.and_(pc.is_null(found), pc.is_valid(words))
+    if pc.any(fault).as_py():
+        row = pc.index(fault, True).as_py()
+        raise ColumnError(
+            f"holds '{words[row].as_py()}' in row {row + 1}, which is not of the form '{form}'; correct it"
+        )
+    return found.cast(MOMENT)
 
 
 def _moments_from_words(words: Column, unit: str) -> Column:
@@ -119,7 +155,10 @@ def _whole_or_float(words: Column) -> Column:
 
 
 def _no_moment(row: int, value: str) -> str:
-    return f"holds '{value}' in row {row}, which is no moment; write it as 2024-05-31T18:30:00Z or seconds since 1970"
+    return (
+        f"holds '{value}' in row {row}, which is no moment; write it as 2024-05-31T18:30:00Z or seconds since 1970, "
+        "or name its form: 'timestamp_format' of the source, 'format' of a date"
+    )
 
 
 def _from_iso(words: Column) -> Column:

@@ -59,7 +59,7 @@ def columns_of(source: Source, wanted: Collection[str] = ()) -> list[str]:
     """
     kind = format_of(source)
     if kind == "parquet":
-        names: list[str] = _dataset(source).schema.names
+        names: list[str] = _flat_names(_dataset(source).schema)
     else:
         names = _csv_columns(source) if kind == "csv" else _jsonl_columns(source, wanted)
     twice = sorted({name for name in names if names.count(name) > 1 and name in wanted})
@@ -157,12 +157,13 @@ def _jsonl_columns(source: Source, wanted: Collection[str]) -> list[str]:
     names: dict[str, None] = {}
     with _open(source) as file:
         for number, line in enumerate(file, 1):
-            names.update(dict.fromkeys(_json_object(source, number, line)))
+            names.update(dict.fromkeys(_flat_keys(_json_object(source, number, line))))
             if number >= LINES and all(name in names for name in wanted):
                 break
     if not names:
         raise UserError(f"{source.path}: is empty; write one JSON object per line")
-    return list(names)
+    # A record that is null in some lines is there by its own name too.
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
 def _json_object(source: Source, number: int, line: bytes) -> dict[str, Any]:
@@ -177,12 +178,34 @@ def _json_object(source: Source, number: int, line: bytes) -> dict[str, Any]:
     return content
 
 
+def _flat_keys(content: dict[str, Any]) -> list[str]:
+    """The keys of an object, those of objects in it behind a period: user.country."""
+    keys: list[str] = []
+    for key, value in content.items():
+        keys += [f"{key}.{inner}" for inner in _flat_keys(value)] if isinstance(value, dict) and value else [key]
+    return keys
+
+
+def _flat_names(schema: Any) -> list[str]:
+    return list(_flattened(schema.empty_table()).column_names)
+
+
+def _flattened(table: pa.Table) -> pa.Table:
+    """The table with the columns of its records in the records' place, each behind a period: user.country."""
+    while any(pa.types.is_struct(kind) and kind.num_fields for kind in table.schema.types):
+        table = table.flatten()
+    return table
+
+
 def _read_jsonl(source: Source, columns: list[str]) -> pa.Table:
-    table = _parse_jsonl(source, None).select(columns)
+    table = _parse_jsonl(source, None)
     # The parser takes words such as '2024-05-31' for time stamps; here they stay words, whatever they mean.
-    words = [(field.name, _as_words(field.type)) for field in table.schema if _as_words(field.type) is not None]
+    words = [
+        pa.field(field.name, _as_words(field.type)) for field in table.schema if _as_words(field.type) != field.type
+    ]
     if words:
-        table = _parse_jsonl(source, pa.schema(words)).select(columns)
+        table = _parse_jsonl(source, pa.schema(words))
+    table = _flattened(table).select(columns)
     table.validate(full=True)
     return table
 
@@ -201,9 +224,14 @@ def _parse_jsonl(source: Source, schema: pa.Schema | None) -> pa.Table:
 
 
 def _as_words(kind: Any) -> Any:
+    """The type with strings in the place of time stamps, however deep."""
     if pa.types.is_timestamp(kind):
         return pa.string()
-    return pa.list_(pa.string()) if pa.types.is_list(kind) and pa.types.is_timestamp(kind.value_type) else None
+    if pa.types.is_list(kind):
+        return pa.list_(_as_words(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _as_words(field.type)) for field in kind])
+    return kind
 
 
 def _dataset(source: Source) -> Any:
@@ -224,4 +252,6 @@ def _dataset(source: Source) -> Any:
 
 
 def _read_parquet(source: Source, columns: list[str]) -> pa.Table:
-    return _dataset(source).to_table(columns=columns)
+    dataset = _dataset(source)
+    tops = {top: None for name in columns for top in dataset.schema.names if name == top or name.startswith(f"{top}.")}
+    return _flattened(dataset.to_table(columns=list(tops))).select(columns)

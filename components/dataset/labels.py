@@ -20,13 +20,19 @@ COMPARE = {
 }
 
 
-def labels(column: Column, spec: LabelSpec) -> Any:
+def labels(column: Column, spec: LabelSpec, decimal: str = ".") -> Any:
     """int8: 1 where the positive rule holds, 0 where the negative one does, null where neither: to be dropped.
+
+    Args:
+        column: The label's column.
+        spec: The rules.
+        decimal: Decimal mark of numbers that are words.
 
     Raises:
         ColumnError: a rule does not fit the values, both hold for a row, or only one class or none is left.
     """
-    positive, negative = _holds(column, spec.positive, "positive"), _holds(column, spec.negative, "negative")
+    positive = _holds(column, spec.positive, "positive", decimal)
+    negative = _holds(column, spec.negative, "negative", decimal)
     rules = f"'positive: {spec.positive}' and 'negative: {spec.negative}'"
     both = pc.and_(positive, negative)
     if pc.any(both).as_py():
@@ -41,12 +47,12 @@ def labels(column: Column, spec: LabelSpec) -> Any:
     return pc.if_else(positive, pa.scalar(1, pa.int8()), pc.if_else(negative, pa.scalar(0, pa.int8()), nothing))
 
 
-def _holds(column: Column, rule: str, name: str) -> Any:
+def _holds(column: Column, rule: str, name: str, decimal: str) -> Any:
     operator, operand = parse_rule(rule)
     if isinstance(operand, str):
         return pc.fill_null(COMPARE[operator](texts(column), operand), False)
     try:
-        values = numbers(column)
+        values = numbers(column, decimal)
     except ColumnError as error:
         fault = str(error).split(";")[0]
         raise ColumnError(

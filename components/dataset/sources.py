@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.dataset import spec as names
-from components.dataset.columns import MOMENT, Column, ColumnError, lists, moments, numbers, texts
+from components.dataset.columns import MOMENT, Column, ColumnError, dates, lists, moments, numbers, texts
 from components.dataset.errors import UserError
 from components.dataset.files import columns_of, read_source, say_absent
 from components.dataset.labels import labels
@@ -78,7 +78,7 @@ class _Problems:
 
     def stop(self) -> None:
         if self.found:
-            raise UserError("\n".join(self.found))
+            raise UserError("\n".join(dict.fromkeys(self.found)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check_sources(spec: DatasetSpec) -> None:
         UserError: with a line for each source at fault.
     """
     problems = _Problems()
-    for source, plans in _all_plans(spec):
+    for source, plans in _all_plans(spec).values():
         wanted = list(dict.fromkeys(plan.column for plan in plans.values()))
         try:
             there = columns_of(source, wanted)
@@ -116,66 +116,71 @@ def validated_tables(spec: DatasetSpec) -> Tables:
     Raises:
         UserError: with a line for each thing that is wrong, naming file, column, row and value.
     """
-    check_sources(spec)
     problems = _Problems()
-    read = [_read(source, plans, problems) for source, plans in _all_plans(spec)]
+    columns = {name: _read(source, plans, problems) for name, (source, plans) in _all_plans(spec).items()}
+    tables = {name: pa.table(found) for name, found in columns.items() if found}
+    for side in KEYS:
+        tables |= _entity_table(spec, side, tables, problems)
+    rows = tables["impressions"].num_rows if "impressions" in tables else 0
+    if names.LABEL in columns["impressions"]:
+        tables["impressions"] = _labelled(spec, tables["impressions"], problems)
+    shares = {side: _unknown(spec, side, tables, problems) for side in KEYS}
     problems.stop()
-    impressions, *others = (pa.table(columns) for columns in read)
-    users = others.pop(0) if spec.sources.users is not None else None
-    items = others.pop(0) if spec.sources.items is not None else None
-    users = _entity_table(spec.sources.users, spec.keys.user, "user", users, problems)
-    items = _entity_table(spec.sources.items, spec.keys.item, "item", items, problems)
-    rows = impressions.num_rows
-    impressions = _labelled(spec, impressions, problems)
-    problems.stop()
+    impressions = tables["impressions"]
     summary = {"rows_read": rows, "dropped_by_label_rule": rows - impressions.num_rows, **_counts(impressions)}
-    for side, table, source in (("user", users, spec.sources.users), ("item", items, spec.sources.items)):
-        if table is not None and source is not None:
-            summary |= _unknown(spec, side, source, impressions, table, problems)
-    problems.stop()
-    return Tables(impressions, users, items, summary)
+    return Tables(impressions, tables.get("users"), tables.get("items"), summary | shares["user"] | shares["item"])
 
 
-def _all_plans(spec: DatasetSpec) -> list[tuple[Source, dict[str, _Plan]]]:
-    """Each source with its columns by the name they get: impressions, then users and items where there are any."""
+def _all_plans(spec: DatasetSpec) -> dict[str, tuple[Source, dict[str, _Plan]]]:
+    """Each source that there is, with its columns by the name they get, by the name of its table."""
     keys, sources = spec.keys, spec.sources
     plans = {
         names.USER_KEY: _Plan(keys.user, texts, required=True),
         names.ITEM_KEY: _Plan(keys.item, texts, required=True),
         **_time_plans(spec, keys.timestamp, sources.impressions),
         names.LABEL: _Plan(spec.label.column, lambda column: column),
-        **_field_plans(spec, "context"),
+        **_field_plans(spec, "context", sources.impressions),
     }
-    found = [(sources.impressions, plans)]
+    found = {"impressions": (sources.impressions, plans)}
     for side, column, source in (("user", keys.user, sources.users), ("item", keys.item, sources.items)):
         if source is not None:
             times = _time_plans(spec, source.timestamp, source)
-            fields = _field_plans(spec, side)
-            found.append((source, {KEYS[side]: _Plan(column, texts, required=True), **times, **fields}))
+            fields = _field_plans(spec, side, source)
+            key = {KEYS[side]: _Plan(source.key or column, texts, required=True)}
+            found[f"{side}s"] = (source, {**key, **times, **fields})
     return found
 
 
 def _time_plans(spec: DatasetSpec, timestamp: str | None, source: Source) -> dict[str, _Plan]:
-    convert = partial(moments, unit=spec.keys.timestamp_unit)
+    convert = partial(moments, unit=spec.keys.timestamp_unit, form=source.timestamp_format)
     columns = {names.EVENT_TIMESTAMP: timestamp, names.CREATED_TIMESTAMP: source.created}
     return {name: _Plan(column, convert, required=True) for name, column in columns.items() if column is not None}
 
 
-def _field_plans(spec: DatasetSpec, side: str) -> dict[str, _Plan]:
+def _field_plans(spec: DatasetSpec, side: str, source: Source) -> dict[str, _Plan]:
     fields = [field for field in spec.of_side(side) if field.kind is not Kind.ID]
-    return {field.name: _Plan(field.source_column, _converter(field)) for field in fields}
+    unit = spec.keys.timestamp_unit
+    return {field.name: _Plan(field.source_column, _converter(field, source, unit)) for field in fields}
 
 
-def _converter(field: FieldSpec) -> Convert:
-    if field.kind is Kind.MULTI:
-        return partial(lists, separator=field.separator)
-    return numbers if field.kind is Kind.NUMBER else texts
+def _converter(field: FieldSpec, source: Source, unit: str) -> Convert:
+    converters: dict[Kind, Convert] = {
+        Kind.MULTI: partial(lists, separator=field.separator),
+        Kind.NUMBER: partial(numbers, decimal=source.decimal),
+        Kind.DATE: partial(dates, unit=unit, form=field.format),
+    }
+    return converters.get(field.kind, texts)
 
 
 def _read(source: Source, plans: Mapping[str, _Plan], problems: _Problems) -> dict[str, Column]:
     """The columns of one source, converted; those at fault are named among the problems and left out."""
+    wanted = list(dict.fromkeys(plan.column for plan in plans.values()))
     try:
-        table = read_source(source, [plan.column for plan in plans.values()])
+        there = columns_of(source, wanted)
+        absent = [column for column in wanted if column not in there]
+        if absent:
+            problems.add(source, say_absent(absent, there))
+        table = read_source(source, [column for column in wanted if column in there])
     except UserError as error:
         problems.found.append(str(error))
         return {}
@@ -184,6 +189,8 @@ def _read(source: Source, plans: Mapping[str, _Plan], problems: _Problems) -> di
         return {}
     columns = {}
     for name, plan in plans.items():
+        if plan.column in absent:
+            continue
         try:
             columns[name] = plan.convert(table[plan.column])
         except ColumnError as error:
@@ -197,13 +204,13 @@ def _read(source: Source, plans: Mapping[str, _Plan], problems: _Problems) -> di
 
 
 def _entity_table(
-    source: Source | None, column: str, side: str, table: pa.Table | None, problems: _Problems
-) -> pa.Table | None:
-    """A user or item table, each key once (per moment, where it is dated), dated 1970 where it is not."""
-    if source is None or table is None:
-        return None
-    key = KEYS[side]
-    unique = [key] if source.timestamp is None else [key, names.EVENT_TIMESTAMP]
+    spec: DatasetSpec, side: str, tables: Mapping[str, pa.Table], problems: _Problems
+) -> dict[str, pa.Table]:
+    """The user or item table by its name, where there is one: each key once (per moment, where it is dated)."""
+    source, table, key = source_of(spec, side), tables.get(f"{side}s"), KEYS[side]
+    unique = [key] if source is None or source.timestamp is None else [key, names.EVENT_TIMESTAMP]
+    if source is None or table is None or not set(unique) <= set(table.column_names):
+        return {}
     counts = table.select(unique).group_by(unique).aggregate([([], "count_all")])
     twice = counts.filter(pc.greater(counts["count_all"], 1)).sort_by(key)
     if twice.num_rows:
@@ -213,20 +220,22 @@ def _entity_table(
             if source.timestamp is None
             else f"keep one row per {side} and moment"
         )
+        column = source.key or getattr(spec.keys, side)
         problems.add(
             source,
             f"column '{column}' has keys in more than one row ({twice.num_rows} of them), such as {some}; {remedy}",
         )
     if source.timestamp is None:
+        # Undated rows hold from the beginning.
         start = pa.array(np.zeros(table.num_rows, np.int64)).cast(MOMENT)
-        table = table.add_column(1, names.EVENT_TIMESTAMP, start)
-    return table
+        table = table.add_column(table.column_names.index(key) + 1, names.EVENT_TIMESTAMP, start)
+    return {f"{side}s": table}
 
 
 def _labelled(spec: DatasetSpec, impressions: pa.Table, problems: _Problems) -> pa.Table:
     """The impressions with their number and label, without those that the label rule drops."""
     try:
-        label = labels(impressions[names.LABEL], spec.label)
+        label = labels(impressions[names.LABEL], spec.label, spec.sources.impressions.decimal)
     except ColumnError as error:
         problems.add(spec.sources.impressions, f"label column '{spec.label.column}' {error}")
         return impressions
@@ -251,14 +260,18 @@ def _counts(impressions: pa.Table) -> dict[str, Any]:
     return counts
 
 
-def _unknown(
-    spec: DatasetSpec, side: str, source: Source, impressions: pa.Table, table: pa.Table, problems: _Problems
-) -> dict[str, Any]:
+def _unknown(spec: DatasetSpec, side: str, tables: Mapping[str, pa.Table], problems: _Problems) -> dict[str, Any]:
     """Count the impressions whose user or item its table does not know; they are kept, unless there are too many."""
-    keys = impressions[KEYS[side]]
-    unknown = pc.invert(pc.is_in(keys, table[KEYS[side]].combine_chunks()))
-    count = pc.sum(unknown).as_py()
-    share = count / len(keys)
+    source, key = source_of(spec, side), KEYS[side]
+    impressions, table = tables.get("impressions"), tables.get(f"{side}s")
+    if source is None or impressions is None or table is None:
+        return {}
+    if key not in impressions.column_names or key not in table.column_names:
+        return {}
+    keys, known = impressions[key], table[key].combine_chunks()
+    unknown = pc.invert(pc.is_in(keys, known))
+    count = pc.sum(unknown).as_py() or 0
+    share = count / max(len(keys), 1)
     if share > spec.max_unknown_share:
         some = ", ".join(f"'{key}'" for key in pc.unique(keys.filter(unknown)).to_pylist()[:3])
         problems.add(
@@ -267,3 +280,8 @@ def _unknown(
             f"more than 'max_unknown_share: {spec.max_unknown_share}' allows: complete the table or raise the share",
         )
     return {f"unknown_{side}s": count, f"unknown_{side}s_share": share, f"{side}_rows": table.num_rows}
+
+
+def source_of(spec: DatasetSpec, side: str) -> Source | None:
+    """The user or item table's source, where there is one."""
+    return spec.sources.users if side == "user" else spec.sources.items

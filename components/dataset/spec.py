@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from components.dataset.errors import UserError
 
@@ -44,13 +45,35 @@ class Kind(StrEnum):
     ID = "id"  # the key of the user or the item itself
     CATEGORY = "category"  # one of a set of values
     MULTI = "multi"  # several of a set of values (genres)
-    NUMBER = "number"  # binned by the quantiles of the train part
+    NUMBER = "number"  # in bins that are learnt from the train part
+    DATE = "date"  # a day; in bins like a number, in words in a prompt
     TEXT = "text"  # words for the prompt; no input of the collaborative model
+
+
+class _Faulty(Protocol):
+    """What can say what is wrong with it."""
+
+    def faults(self) -> Iterator[str]: ...
+
+
+FaultyT = TypeVar("FaultyT", bound=_Faulty)
 
 
 class _Model(BaseModel):
     # Codes are numbers more often than not, and YAML reads them as numbers.
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, coerce_numbers_to_str=True)
+
+
+#: Context of a validation that takes a spec as it is, so that its sources can be looked at all the same.
+LENIENT = {"lenient": True}
+
+
+def _refused(model: FaultyT, info: ValidationInfo) -> FaultyT:
+    """The model, if nothing is wrong with it; all that is wrong is told at once, a line each."""
+    faults = [] if info.context == LENIENT else list(model.faults())
+    if faults:
+        raise ValueError("\n".join(faults))
+    return model
 
 
 class Source(_Model):
@@ -61,6 +84,13 @@ class Source(_Model):
         default=None, description="Taken from the file's ending where it is not given."
     )
     delimiter: str = Field(default=",", min_length=1, max_length=1, description="Column separator of a CSV file.")
+    decimal: Literal[".", ","] = Field(default=".", description="Decimal mark of numbers that are written as text.")
+    key: str | None = Field(
+        default=None, description="Column with the key of a user or item table, if not named as in the impressions."
+    )
+    timestamp_format: str | None = Field(
+        default=None, description="Of time stamps that are neither ISO 8601 nor numbers: '%d.%m.%Y %H:%M:%S'."
+    )
     created: str | None = Field(default=None, description="Column that says when the row became known.")
     timestamp: str | None = Field(default=None, description="Column from which on the row's values hold.")
 
@@ -93,7 +123,11 @@ class FieldSpec(_Model):
     codes: dict[str, str] = Field(default_factory=dict, description="Words for the values that are codes.")
     separator: str = Field(default="|", min_length=1, description="Between the values of a multi field.")
     max_values: int = Field(default=8, ge=1, le=256, description="Values kept of a multi field.")
-    buckets: int = Field(default=16, ge=2, le=1024, description="Quantile bins of a number.")
+    buckets: int = Field(default=16, ge=2, le=1024, description="Bins of a number or date, at most.")
+    scale: Literal["quantile", "linear", "log"] = Field(
+        default="quantile", description="Bins of equal count, or of equal width on a linear or logarithmic scale."
+    )
+    format: str | None = Field(default=None, description="Of dates that are not ISO 8601: '%d.%m.%Y'.")
     min_count: int = Field(default=1, ge=1, description="Values seen less often in the train part are unknown.")
     model: bool | None = Field(default=None, description="Input of the model? Default: all kinds but text.")
     prompt: bool | None = Field(default=None, description="Part of the prompt? Default: all kinds but id.")
@@ -101,19 +135,29 @@ class FieldSpec(_Model):
     known_after_impression: bool = Field(default=False, description="Never an input; the leak lint refuses it.")
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self, info: ValidationInfo) -> Self:
+        return _refused(self, info)
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with the field, each with what to write."""
         if self.name in RESERVED:
-            raise ValueError(f"field name '{self.name}' is reserved; choose another name and set 'column: {self.name}'")
+            yield f"field name '{self.name}' is reserved; choose another name and set 'column: {self.name}'"
         if self.kind is Kind.ID and self.side == "context":
-            raise ValueError(f"field '{self.name}': kind 'id' is the user's or item's key; write side: user or item")
+            yield f"field '{self.name}': kind 'id' is the user's or item's key; write side: user or item"
         if self.kind is Kind.ID and self.column is not None:
-            raise ValueError(f"field '{self.name}': kind 'id' reads the key named under 'keys'; remove 'column'")
+            yield f"field '{self.name}': kind 'id' reads the key named under 'keys'; remove 'column'"
         key = {"user": USER_KEY, "item": ITEM_KEY}
         if self.name in key.values() and (self.kind is not Kind.ID or key.get(self.side) != self.name):
-            raise ValueError(f"field name '{self.name}' belongs to the key itself; write kind: id or another name")
+            yield f"field name '{self.name}' belongs to the key itself; write kind: id or another name"
         if self.kind is Kind.TEXT and self.model:
-            raise ValueError(f"field '{self.name}': a text field is no model input; remove 'model: true'")
-        return self
+            yield f"field '{self.name}': a text field is no model input; remove 'model: true'"
+        if self.format is not None and self.kind is not Kind.DATE:
+            yield f"field '{self.name}': 'format' is of dates; write kind: date, or remove it"
+        if self.known_after_impression and (self.model or self.prompt):
+            yield (
+                f"field '{self.name}' is known only after the impression and must not be an input; "
+                "remove 'model: true' and 'prompt: true'"
+            )
 
     @property
     def source_column(self) -> str:
@@ -150,11 +194,11 @@ class LabelSpec(_Model):
     positive: str = Field(default="== 1", description="Rule such as '> 3' or '== click'.")
     negative: str = Field(default="== 0", description="Rows that meet neither rule are dropped.")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for rule in (self.positive, self.negative):
-            parse_rule(rule)
-        return self
+    @field_validator("positive", "negative")
+    @classmethod
+    def _check(cls, rule: str) -> str:
+        parse_rule(rule)
+        return rule
 
 
 class SplitSpec(_Model):
@@ -235,76 +279,69 @@ class DatasetSpec(_Model):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self, info: ValidationInfo) -> Self:
+        return _refused(self, info)
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with the whole, each with what to write."""
         names = [field.name for field in (*self.fields, *self.activity_fields())]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"field named twice: {', '.join(twice)}")
+            yield f"field named twice: {', '.join(twice)}; rename one and name its 'column'"
         if not self.model_fields_of():
-            raise ValueError("no field is an input of the model; add at least one that is not text")
+            yield "no field is an input of the model; add at least one that is not text"
         timed = self.split.by == "time" or self.history is not None or self.activity is not None
         if self.keys.timestamp is None and timed:
-            raise ValueError(
+            yield (
                 "without 'keys.timestamp' there is no time split, no history and no activity; "
                 "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history' and 'activity'"
             )
-        self._check_tables()
-        self._check_history()
-        self._check_timestamps()
-        self._check_leaks()
-        return self
+        yield from self._faults_of_tables()
+        yield from self._faults_of_history()
+        yield from self._faults_of_time()
+        for field in self.of_side("context"):
+            if field.source_column == self.label.column and not field.known_after_impression:
+                yield (
+                    f"field '{field.name}' reads the label's column '{self.label.column}'; remove it, or write "
+                    "known_after_impression: true and use it in 'history.behaviour' only"
+                )
 
-    def _check_timestamps(self) -> None:
+    def _faults_of_time(self) -> Iterator[str]:
         if self.sources.impressions.timestamp not in {None, self.keys.timestamp}:
-            raise ValueError("an impression's moment is named under 'keys.timestamp'; remove it from the source")
+            yield "an impression's moment is named under 'keys.timestamp'; remove it from the source"
+        if self.sources.impressions.key is not None:
+            yield "the keys of the impressions are named under 'keys'; remove 'sources.impressions.key'"
         tables = {"users": self.sources.users, "items": self.sources.items}
         dated = [name for name, source in tables.items() if source is not None and source.timestamp is not None]
         if dated and self.keys.timestamp is None:
-            raise ValueError(
+            yield (
                 f"'sources.{dated[0]}.timestamp' needs the moment of each impression; "
                 "write 'keys.timestamp', or keep one row per key and remove it"
             )
 
-    def _check_tables(self) -> None:
+    def _faults_of_tables(self) -> Iterator[str]:
         for side, table in (("user", self.sources.users), ("item", self.sources.items)):
             orphans = [f.name for f in self.of_side(side) if f.kind is not Kind.ID] if table is None else []
             if orphans:
-                raise ValueError(
+                yield (
                     f"fields {', '.join(orphans)} are of side '{side}' but 'sources.{side}s' is missing; "
                     f"add the table, or write side: context for columns of the impressions"
                 )
 
-    def _check_history(self) -> None:
+    def _faults_of_history(self) -> Iterator[str]:
         if self.history is None:
             return
         title = [self.history.title] if self.history.title else []
         for side, named in (("item", [*self.history.fields, *title]), ("context", self.history.behaviour)):
             unknown = set(named) - {field.name for field in self.of_side(side)}
             if unknown:
-                raise ValueError(f"history names unknown {side} fields: {', '.join(sorted(unknown))}")
+                yield f"history names unknown {side} fields: {', '.join(sorted(unknown))}; correct or remove them"
         kept = (*self.history.fields, *self.history.behaviour)
-        derived = sorted(set(kept) & EVENT_ATTRIBUTES)
-        if derived:
-            raise ValueError(
-                f"history has a '{derived[0]}' of its own for each event; name your field otherwise and set 'column'"
-            )
-        words = [name for name in self.history.behaviour if self.field(name).kind is Kind.TEXT]
+        for name in sorted(set(kept) & EVENT_ATTRIBUTES):
+            yield f"history has a '{name}' of its own for each event; name your field otherwise and set 'column'"
+        words = [f.name for f in self.fields if f.name in self.history.behaviour and f.kind is Kind.TEXT]
         if words:
-            raise ValueError(f"history.behaviour names text fields: {', '.join(words)}; remove them")
-
-    def _check_leaks(self) -> None:
-        for field in self.fields:
-            of_label = field.side == "context" and field.source_column == self.label.column
-            if of_label and not field.known_after_impression:
-                raise ValueError(
-                    f"field '{field.name}' reads the label's column '{self.label.column}'; remove it, or write "
-                    "known_after_impression: true and use it in 'history.behaviour' only"
-                )
-            if field.known_after_impression and (field.model or field.prompt):
-                raise ValueError(
-                    f"field '{field.name}' is known only after the impression and must not be an input; "
-                    "remove 'model: true' and 'prompt: true'"
-                )
+            yield f"history.behaviour names text fields: {', '.join(words)}; remove them"
 
     def of_side(self, side: str) -> tuple[FieldSpec, ...]:
         """Fields of one side, in the spec's order."""
@@ -384,17 +421,19 @@ def parse_spec(content: dict[str, Any], origin: str) -> DatasetSpec:
     try:
         return DatasetSpec.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+        raise UserError("\n".join(f"{origin}: {line}" for fault in error.errors() for line in explain(fault))) from None
 
 
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "spec"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{where}'; remove it or correct its spelling"
-    if problem["type"] == "missing":
-        return f"key '{where}' is missing; add it"
-    return f"{where}: {message}"
+def explain(fault: Any) -> list[str]:
+    """A fault that pydantic found, in lines that say what to write."""
+    where = ".".join(str(part) for part in fault["loc"]) or "spec"
+    if fault["type"] == "extra_forbidden":
+        return [f"unknown key '{where}'; remove it or correct its spelling"]
+    if fault["type"] == "missing":
+        return [f"key '{where}' is missing; add it"]
+    if fault["type"] == "string_pattern_mismatch" and fault["loc"][-1] == "name":
+        return [f"{where}: '{fault['input']}' is no name; write lower-case letters, digits and _, a letter first"]
+    return [f"{where}: {line}" for line in str(fault["msg"]).removeprefix("Value error, ").splitlines()]
 
 
 def read_spec(path: Path, root: Path | None = None) -> DatasetSpec:
@@ -402,6 +441,15 @@ def read_spec(path: Path, root: Path | None = None) -> DatasetSpec:
 
     Raises:
         UserError: the file is missing, is no YAML, or does not describe a data set.
+    """
+    return anchored(parse_spec(read_mapping(path), str(path)), root or path.resolve().parent)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: the file is missing, is no YAML or holds something else.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; write a DatasetSpec there or give the name of an embedded data set")
@@ -411,17 +459,19 @@ def read_spec(path: Path, root: Path | None = None) -> DatasetSpec:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a DatasetSpec is a YAML mapping that starts with 'name:'")
-    spec = parse_spec(content, str(path))
-    return _anchored(spec, root or path.resolve().parent)
+    return content
 
 
-def _anchored(spec: DatasetSpec, folder: Path) -> DatasetSpec:
+def anchored(spec: DatasetSpec, folder: Path) -> DatasetSpec:
     """The spec with every relative source path made absolute from `folder`."""
 
     def anchor(source: Source | None) -> Source | None:
-        if source is None or "://" in source.path or Path(source.path).is_absolute():
-            return source
-        return source.model_copy(update={"path": str(folder / source.path)})
+        return source and source.model_copy(update={"path": place_of(source.path, folder)})
 
-    anchored = {name: anchor(getattr(spec.sources, name)) for name in ("impressions", "users", "items")}
-    return spec.model_copy(update={"sources": spec.sources.model_copy(update=anchored)})
+    moved = {name: anchor(getattr(spec.sources, name)) for name in ("impressions", "users", "items")}
+    return spec.model_copy(update={"sources": spec.sources.model_copy(update=moved)})
+
+
+def place_of(path: str, folder: Path) -> str:
+    """A source's path: a URI or an absolute path as it is, a relative one from `folder`."""
+    return path if "://" in path or Path(path).is_absolute() else str(folder / path)

@@ -23,6 +23,8 @@ from components.dataset.values import as_text, to_strings
 from components.run import aside
 
 FORMAT = 2
+#: Kinds whose values are put in bins.
+BINNED = frozenset({Kind.NUMBER, Kind.DATE})
 
 Codes = npt.NDArray[np.int64]
 
@@ -31,8 +33,8 @@ Codes = npt.NDArray[np.int64]
 class FieldVocabulary:
     """The codes of one field: 0 unknown, 1 missing, 2 mask, from 3 on its values or its bins.
 
-    `values` are ordered by their count in the train part, then by themselves. A number has `edges` instead: bin i
-    holds edges[i - 1] <= value < edges[i].
+    `values` are ordered by their count in the train part, then by themselves. A number or a date, in days since 1970,
+    has `edges` instead: bin i holds edges[i - 1] <= value < edges[i].
     """
 
     name: str
@@ -47,8 +49,8 @@ class FieldVocabulary:
     def fit(cls, field: FieldSpec, column: Column) -> Self:
         """Learn the values or bins of a field from its column of the train part."""
         make = partial(cls, field.name, field.side, field.kind, field.table_column)
-        if field.kind is Kind.NUMBER:
-            return make(edges=_quantile_edges(_floats(column), field.buckets))
+        if field.kind in BINNED:
+            return make(edges=_edges(_floats(column, field.kind), field.buckets, field.scale))
         if field.kind is Kind.MULTI:
             lists = Events.of(column, field.name)
             column = lists.flat.filter(pa.array(lists.place < field.max_values))
@@ -58,7 +60,7 @@ class FieldVocabulary:
     @property
     def size(self) -> int:
         """Number of codes, the three reserved ones included."""
-        bins = len(self.edges) + 1 if self.kind is Kind.NUMBER else len(self.values)
+        bins = len(self.edges) + 1 if self.kind in BINNED else len(self.values)
         return FIRST_VALUE + bins
 
     @cached_property
@@ -94,8 +96,8 @@ class FieldVocabulary:
         return events.recent(self._encode_flat(events.flat), length)
 
     def _encode_flat(self, values: Column) -> Codes:
-        if self.kind is Kind.NUMBER:
-            numbers = _floats(values)
+        if self.kind in BINNED:
+            numbers = _floats(values, self.kind)
             bins = np.searchsorted(np.asarray(self.edges, dtype=np.float64), numbers, side="right")
             return np.where(np.isnan(numbers), MISSING, FIRST_VALUE + bins).astype(np.int64)
         if not isinstance(values, pa.Array | pa.ChunkedArray):
@@ -267,21 +269,37 @@ def _one_array(column: Any) -> Any:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _floats(column: Column) -> npt.NDArray[np.float64]:
-    """Numbers as float64, NaN where they are missing."""
+def _floats(column: Column, kind: Kind) -> npt.NDArray[np.float64]:
+    """Numbers, or dates as days since 1970, as float64; NaN where they are missing."""
+    if kind is Kind.DATE:
+        if not isinstance(column, pa.Array | pa.ChunkedArray):
+            column = pa.array([value if isinstance(value, str) else None for value in column], pa.string())
+        days = pc.strptime(column.cast(pa.string()), format="%Y-%m-%d", unit="s", error_is_null=True).cast(pa.date32())
+        column = days.cast(pa.int32())
     if isinstance(column, pa.Array | pa.ChunkedArray):
         return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     return np.array([np.nan if value is None else value for value in column], dtype=np.float64)
 
 
-def _quantile_edges(numbers: npt.NDArray[np.float64], buckets: int) -> tuple[float, ...]:
-    """Inner edges of at most `buckets` bins of about equal count; none of the bins is empty in `numbers`."""
-    finite = numbers[np.isfinite(numbers)]
+def _edges(numbers: npt.NDArray[np.float64], buckets: int, scale: str) -> tuple[float, ...]:
+    """Inner edges of at most `buckets` bins, of about equal count or of equal width on a linear or log scale.
+
+    Each edge is one of the numbers: no bin is empty in them, and no edge falls between two floats in a way that
+    differs by platform. The log scale is sign(x) log(1 + |x|), so that zero and negative numbers have a place too.
+    """
+    finite = np.sort(numbers[np.isfinite(numbers)])
     if finite.size == 0:
         return ()
-    # Quantiles that are themselves values: no edge falls between two floats in a way that differs by platform.
-    edges = np.unique(np.quantile(finite, np.arange(1, buckets) / buckets, method="higher"))
-    return tuple(float(edge) for edge in edges[edges > finite.min()])
+    shares = np.arange(1, buckets) / buckets
+    if scale == "quantile":
+        edges = np.quantile(finite, shares, method="higher")
+    else:
+        scaled = np.sign(finite) * np.log1p(np.abs(finite)) if scale == "log" else finite
+        # Weights of the two ends, since their difference may be too large for a float.
+        places = np.searchsorted(scaled, scaled[0] * (1 - shares) + scaled[-1] * shares, side="left")
+        edges = finite[np.minimum(places, len(finite) - 1)]
+    edges = np.unique(edges)
+    return tuple(float(edge) for edge in edges[edges > finite[0]])
 
 
 def _frequent_values(strings: Any, min_count: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,11 @@ from components.dataset.errors import UserError
 from components.dataset.spec import FieldSpec, Kind
 from components.dataset.values import to_strings
 
+#: Not those of calendar.month_name, which follow the machine's language.
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 #: Between the values of a field that has several.
 JOIN = ", "
 
@@ -52,11 +58,20 @@ def _each_once(column: pa.Array, change: Callable[[pa.Array], pa.Array]) -> Stri
 
 def _spoken(field: FieldSpec, values: pa.Array) -> Strings:
     """Words for codes; white space, line breaks too, becomes one blank."""
+    if field.kind is Kind.DATE:
+        return pa.array([_day(value) for value in values.to_pylist()], pa.string())
     if field.codes:
         values = pa.array([field.codes.get(value, value) for value in values.to_pylist()], pa.string())
     values = tidy(values)
     # A description is a sentence itself; its period would stand before the comma or period that follows.
     return pc.utf8_rtrim(values, characters=".") if field.kind is Kind.TEXT else values
+
+
+def _day(value: str | None) -> str | None:
+    if value is None:
+        return None
+    day = date.fromisoformat(value)
+    return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
 
 
 def tidy(values: Strings) -> Strings:

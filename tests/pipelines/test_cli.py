@@ -172,3 +172,30 @@ def test_registry_of_nothing_says_so(tmp_path):
     assert "sample" in done.stderr
     done = tandem("registry", "history", home=tmp_path)
     assert [json.loads(line) for line in done.stdout.splitlines()] == []
+
+
+def test_check_tells_all_faults_at_once(shop):
+    text = (shop / "shop.yaml").read_text().replace("column: clicked", "column: klicked")
+    (shop / "shop.yaml").write_text(text + "colour: red\n")
+    replaced("users.csv", "c1,", "c0,")(shop)
+    done = tandem("check", shop / "shop.yaml")
+    assert done.returncode == 2
+    for words in ("unknown key 'colour'", "no column 'klicked'", "keys in more than one row", "3 errors, 0 warnings"):
+        assert words in done.stdout
+    found = json.loads(tandem("check", shop / "shop.yaml", "--json").stdout)
+    assert found["errors"] == len(found["findings"]) == 3
+    assert all(set(finding) == {"severity", "where", "what"} for finding in found["findings"])
+
+
+def test_check_applies_the_rules_of_the_run(shop):
+    """What validation and the leak lint would stop a run for; and nothing of a sound data set."""
+    done = tandem("check", shop / "shop.yaml")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{shop / 'shop.yaml'}: sound")
+    lines = (shop / "clicks.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:91]]
+    told = [[*row[:4], "phone" if row[3] == "1" else "desktop"] for row in rows]
+    (shop / "clicks.csv").write_text("\n".join([lines[0], *(",".join(row) for row in told)]) + "\n")
+    done = tandem("check", shop / "shop.yaml")
+    assert done.returncode == 2, done.stdout
+    assert "there are at least 100 rows" in done.stdout
+    assert "field 'device' tells the label of every row" in done.stdout

@@ -176,7 +176,8 @@ def test_faults_of_several_files_are_told_at_once(tmp_path):
     )
     assert message(tmp_path).splitlines() == [
         f"{tmp_path}/impressions.csv: column 'ts' holds 'soon' in row 3, which is no moment; "
-        "write it as 2024-05-31T18:30:00Z or seconds since 1970",
+        "write it as 2024-05-31T18:30:00Z or seconds since 1970, "
+        "or name its form: 'timestamp_format' of the source, 'format' of a date",
         f"{tmp_path}/users.csv: column 'age' holds 'old' in row 3, which is no number; "
         "correct it, leave it empty, or write kind: category",
         f"{tmp_path}/items.csv: column 'mid' is empty in row 3 (1 in all); fill or drop them",
