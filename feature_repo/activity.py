@@ -11,6 +11,8 @@ from feature_repo.asof import literal, quoted
 
 #: View of each side, which is also the name of its published table.
 ACTIVITY = {"user": "user_activity", "item": "item_statistics"}
+#: Column that says whether an event came in at a row's moment; otherwise one only fell out of a window.
+ENTERED = "entered"
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -31,8 +33,8 @@ def activity_query(spec: DatasetSpec, side: str, key: str, impressions: Path) ->
     measures = ", ".join(_measures(side, window, place) for place, window in enumerate(windows))
     return (
         f"WITH __events AS ({_events(spec, key, impressions)}), __changes AS ({_changes(windows)})"
-        f" SELECT __key AS {key}, make_timestamptz(__at) AS {EVENT_TIMESTAMP}, {measures}"
-        f" FROM (SELECT __key, __at, {sums} FROM __changes"
+        f" SELECT __key AS {key}, make_timestamptz(__at) AS {EVENT_TIMESTAMP}, {ENTERED}, {measures}"
+        f" FROM (SELECT __key, __at, {ENTERED}, {sums} FROM __changes"
         " WINDOW before AS (PARTITION BY __key ORDER BY __at ROWS UNBOUNDED PRECEDING))"
     )
 
@@ -70,15 +72,17 @@ def _changes(windows: tuple[str, ...]) -> str:
     """
     lengths = [length(window) // timedelta(microseconds=1) for window in windows]
     entering = [f"(__known < __time + {width})::DOUBLE" for width in lengths]
-    moves = [_move("__known", entering, "true")]
+    moves = [_move("__known", entering, "true", "true")]
     for place, width in enumerate(lengths):
         leaving = ["-1::DOUBLE" if place == other else "0::DOUBLE" for other in range(len(lengths))]
-        moves.append(_move(f"__time + {width}", leaving, f"__known < __time + {width}"))
+        moves.append(_move(f"__time + {width}", leaving, f"__known < __time + {width}", "false"))
     columns = [f"__{letter}{place}" for place in range(len(lengths)) for letter in "np"]
     sums = ", ".join(f"sum({name}) AS {name}" for name in columns)
-    return f"SELECT __key, __at, {sums} FROM ({' UNION ALL '.join(moves)}) GROUP BY ALL"
+    return (
+        f"SELECT __key, __at, bool_or({ENTERED}) AS {ENTERED}, {sums} FROM ({' UNION ALL '.join(moves)}) GROUP BY ALL"
+    )
 
 
-def _move(at: str, counts: list[str], condition: str) -> str:
+def _move(at: str, counts: list[str], condition: str, entered: str) -> str:
     numbers = ", ".join(f"{count} AS __n{place}, {count} * __label AS __p{place}" for place, count in enumerate(counts))
-    return f"SELECT __key, {at} AS __at, {numbers} FROM __events WHERE {condition}"
+    return f"SELECT __key, {at} AS __at, {entered} AS {ENTERED}, {numbers} FROM __events WHERE {condition}"

@@ -99,6 +99,13 @@ def has_created(spec: DatasetSpec, side: str) -> bool:
     return source is not None and source.created is not None
 
 
+def is_dated(spec: DatasetSpec, view: str) -> bool:
+    """Whether a view's rows have time stamps of events; undated tables hold from 1970 on."""
+    tables = {"user_profile": spec.sources.users, "item_profile": spec.sources.items}
+    source = tables.get(view)
+    return view not in tables or (source is not None and source.timestamp is not None)
+
+
 def _entity(side: str, key: str) -> Any:
     return Entity(name=side, join_keys=[key], value_type=ValueType.STRING)
 

@@ -16,14 +16,14 @@ from components.dataset.errors import UserError
 def alone(registry: Any, what: str) -> Iterator[None]:
     """Wait until no other process holds the lock `what` of a registry, and hold it.
 
-    A file registry has one lock, since Feast writes the file as a whole. In PostgreSQL it is an advisory lock of the
-    session: it falls with the connection, so that no dead process keeps it.
+    Beside a file registry it is a lock on a file, in PostgreSQL an advisory lock of the session: both fall with the
+    process that holds them.
 
     Raises:
         UserError: the registry is neither a file nor in PostgreSQL.
     """
     if registry.registry_type == "file":
-        with _file_lock(Path(registry.path).with_suffix(".lock")):
+        with _file_lock(Path(registry.path).with_suffix(f".{what}.lock")):
             yield
         return
     if registry.registry_type != "sql" or not registry.path.startswith("postgresql"):

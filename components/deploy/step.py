@@ -61,13 +61,13 @@ def _track(spec: DatasetSpec, run_id: str, began: float) -> None:
 
 
 def refresh_features(spec: DatasetSpec, validated: Path) -> dict[str, int]:
-    """Apply the definitions to the shared store and materialise every view; rows by view."""
-    from feature_repo.store import apply, materialise, open_store
+    """Apply the definitions to the shared store and materialise every view; keys by view."""
+    from feature_repo.materialise import materialise
+    from feature_repo.store import apply, open_store
 
     store = open_store(spec)
     apply(store, spec, validated)
-    counts: dict[str, int] = materialise(store, spec)
-    return counts
+    return {name: view.keys for name, view in materialise(store, spec).items()}
 
 
 def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:

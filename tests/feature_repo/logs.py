@@ -208,3 +208,10 @@ def one_row_tables():
         pa.table(content, schema=pa.schema([(KEY_OF[name], pa.string()), *types, *TABLES[name]]))
         for name, content in (("users", users), ("items", items))
     )
+
+
+def materialised(store, spec, **options):
+    """Materialise, and count each view's keys."""
+    from feature_repo.materialise import materialise  # Feast takes ten seconds to import: only where it is used
+
+    return {name: view.keys for name, view in materialise(store, spec, **options).items()}

@@ -51,7 +51,7 @@ def test_materialised_rows_equal_the_tables(store_room, validated):
     spec = logs.make_spec(history=HISTORY)
     store = store_room.open_store(spec)
     store_room.apply(store, spec, validated)
-    assert store_room.materialise(store, spec) == {"user_profile": 2, "item_profile": 2, "user_history": 2}
+    assert logs.materialised(store, spec) == {"user_profile": 2, "item_profile": 2, "user_history": 2}
 
     users = store_room.online_rows(store, spec, "user", ["a", "nobody", "b"])
     assert users["user_id"] == ["a", "nobody", "b"]
@@ -77,10 +77,10 @@ def test_materialising_again_changes_nothing_and_takes_new_values(store_room, va
     spec = logs.make_spec()
     store = store_room.open_store(spec)
     store_room.apply(store, spec, validated)
-    counts = store_room.materialise(store, spec, end=logs.moment(2))
+    counts = logs.materialised(store, spec, end=logs.moment(2))
     assert counts == {"user_profile": 1, "item_profile": 1}
     assert store_room.online_rows(store, spec, "user", ["a", "b"])["country_y"] == ["x", None]
-    assert store_room.materialise(store, spec, end=logs.moment(10**9)) == store_room.materialise(store, spec)
+    assert logs.materialised(store, spec, end=logs.moment(10**9)) == logs.materialised(store, spec)
     assert store_room.online_rows(store, spec, "user", ["a", "b"])["country_y"] == [None, "zoë"]
 
 
@@ -88,7 +88,7 @@ def test_end_in_the_future_becomes_now(store_room, validated):
     spec = logs.make_spec()
     store = store_room.open_store(spec)
     store_room.apply(store, spec, validated)
-    store_room.materialise(store, spec, end=logs.moment(10**10))
+    logs.materialised(store, spec, end=logs.moment(10**10))
     assert store_room.online_rows(store, spec, "item", ["b"])["title"] == ["B"]
     until = max(end for view in store.list_feature_views() for _, end in view.materialization_intervals)
     assert until < logs.moment(10**10)
@@ -104,7 +104,7 @@ def test_a_value_that_did_not_arrive_is_noticed(store_room, validated, tmp_path)
             " WHERE feature_name = 'price'; END"
         )
     with pytest.raises(RuntimeError, match=r"item_profile\.price of item_id '.' is None, but the table says 0\.[12]"):
-        store_room.materialise(store, spec)
+        logs.materialised(store, spec)
 
 
 def test_views_that_the_spec_no_longer_has_are_removed(store_room, validated):
@@ -212,7 +212,7 @@ def test_the_online_store_opens_without_duckdb_and_without_us(store_room, valida
     spec = logs.make_spec()
     store = store_room.open_store(spec)
     store_room.apply(store, spec, validated)
-    store_room.materialise(store, spec)
+    logs.materialised(store, spec)
     feast = tmp_path / "home" / "feast"
     assert (feast / "test_log.yaml").read_text() == (feast / "feature_store.yaml").read_text()
     command = [sys.executable, "-c", READER, str(feast / "feature_store.yaml")]

@@ -84,7 +84,7 @@ for name in names:
     spec = logs.make_spec(name=name)
     opened = store.open_store(spec)
     store.apply(opened, spec, Path(validated))
-    assert store.materialise(opened, spec) == {"user_profile": 2, "item_profile": 2}
+    assert logs.materialised(opened, spec) == {"user_profile": 2, "item_profile": 2}
 """
 
 
@@ -122,7 +122,7 @@ def test_a_reader_takes_the_addresses_from_its_environment(store_room, validated
     spec = logs.make_spec(history=HISTORY)
     store = store_room.open_store(spec)
     store_room.apply(store, spec, validated)
-    store_room.materialise(store, spec)
+    logs.materialised(store, spec)
     config = tmp_path / "home" / "feast" / "test_log.yaml"
     assert servers["TANDEM_FEAST_REGISTRY"] not in config.read_text(), "addresses hold passwords"
     command = [sys.executable, "-W", "ignore", "-c", READER, str(config)]

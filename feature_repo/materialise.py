@@ -1,0 +1,329 @@
+"""Bring the online store up to the tables: what has changed, in pieces, seen to have arrived."""
+
+# ruff: noqa: S608 - names come from a validated spec or are quoted, paths are literals
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import FeatureStore, FeatureView, FileSource, RepoConfig
+
+from components.dataset.spec import DatasetSpec
+from components.run import read_json, write_json
+from feature_repo.activity import ENTERED
+from feature_repo.asof import FeatureTable, latest_query, literal, quoted, session
+from feature_repo.definitions import is_dated
+from feature_repo.environment import feast_home
+from feature_repo.locks import alone
+from feature_repo.store import changing
+
+log = logging.getLogger("tandem.materialise")
+
+#: No value is older: tables without time stamps of their own hold from 1970 on, others may reach further back.
+BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
+#: Keys of each view that are read back after it was materialised.
+SAMPLE = 200
+#: Keys written between two notes of how far it has come.
+PIECE = 100_000
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """What a view's online rows are now.
+
+    keys: users or items that have a value; written: those whose values were written now; newest: the last event
+    that the values know of, None where the view's table has no time stamps of its own.
+    """
+
+    keys: int
+    written: int
+    newest: datetime | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A view's published table as of a moment."""
+
+    path: str
+    until: datetime
+
+    def to_json(self) -> dict[str, str]:
+        return {"path": self.path, "until": self.until.isoformat()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, str]) -> _Source:
+        return cls(content["path"], datetime.fromisoformat(content["until"]))
+
+
+class _Notes:
+    """What has been written to this online store, in a file: whole tables, and pieces of one under way."""
+
+    def __init__(self, store: Any) -> None:
+        online = store.config.online_store.model_dump_json()
+        digest = hashlib.sha256(online.encode()).hexdigest()[:8]
+        self.path = feast_home() / "materialised" / f"{store.project}-{digest}.json"
+        self.views: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
+
+    def of(self, view: Any) -> dict[str, Any]:
+        """The notes on a view, none if its features have changed since."""
+        features = [[field.name, str(field.dtype)] for field in view.features]
+        found = self.views.get(view.name, {})
+        return found if found.get("features") == features else {"features": features}
+
+    def keep(self, view: Any, content: dict[str, Any]) -> None:
+        self.views[view.name] = content
+        write_json(self.path, self.views)
+
+
+def materialise(
+    store: Any, spec: DatasetSpec, end: datetime | None = None, full: bool = False
+) -> dict[str, Materialised]:
+    """Write each key's latest values up to `end` to the online store, and read a sample of them back.
+
+    Only the keys are written whose values differ from those of the tables and the moment that were materialised
+    last, whatever the time stamps of what has changed: late and corrected values are found too. What was interrupted
+    is finished first. With `full`, and where a sample does not read as it should, every key is written. A key that has
+    left its table keeps its online row. A pushed event that is newer than a table's stays until the table knows it.
+
+    Without `end`, and for one in the future, it is now: a later end would make Feast skip what arrives until then.
+    How old the data are is written to home()/feast/<identifier>-age.json.
+
+    Raises:
+        RuntimeError: a value read back is not the table's, although every key was written.
+    """
+    now = datetime.now(UTC)
+    until = min(end or now, now)
+    with alone(store.config.registry, f"materialise_{store.project}"):
+        notes = _Notes(store)
+        views = store.list_feature_views()
+        done = {view.name: _bring_up(store, spec, view, until, notes, full) for view in views}
+        _tell_registry(store, views, until)
+    write_json(_age_file(spec), {name: _said(view) for name, view in done.items()})
+    return done
+
+
+def data_age(spec: DatasetSpec, at: datetime | None = None) -> dict[str, float | None]:
+    """Seconds by which the newest event that each view's online values know of lies before `at` (now if not given).
+
+    This is the age of the data: materialising an old log anew does not make it younger. None for a view whose table
+    has no time stamps of its own. Empty if nothing was materialised yet.
+    """
+    path, at = _age_file(spec), at or datetime.now(UTC)
+    said: dict[str, Any] = read_json(path) if path.is_file() else {}
+    newest = {name: view["newest"] for name, view in said.items()}
+    return {
+        name: (at - datetime.fromisoformat(time)).total_seconds() if time else None for name, time in newest.items()
+    }
+
+
+def _age_file(spec: DatasetSpec) -> Path:
+    return feast_home() / f"{spec.identifier}-age.json"
+
+
+def _said(view: Materialised) -> dict[str, Any]:
+    return {"keys": view.keys, "written": view.written, "newest": view.newest.isoformat() if view.newest else None}
+
+
+def _bring_up(store: Any, spec: DatasetSpec, view: Any, until: datetime, notes: _Notes, full: bool) -> Materialised:
+    target, known = _Source(view.batch_source.path, until), notes.of(view)
+    written, base = 0, _base(known)
+    under_way = known.get("under_way")
+    if full:
+        base = None
+    elif under_way and _can_resume(under_way, target):
+        resumed, of = _Source.from_json(under_way), under_way["base"]
+        log.info("%s: goes on after piece %d of %d", view.name, under_way["written"], under_way["pieces"])
+        written = _write(store, view, resumed, of and _Source.from_json(of), notes, under_way)
+        base = resumed
+    elif under_way:
+        base = None  # pieces of another table were written: nobody knows what each key has now
+    written += _write(store, view, target, base, notes)
+    wrong = _wrong_value(store, view, target)
+    if wrong and base is not None:
+        log.warning("%s, although nothing of it has changed: writing every key of %s", wrong, view.name)
+        written = _write(store, view, target, None, notes)
+        wrong = _wrong_value(store, view, target)
+    if wrong:
+        notes.keep(view, {"features": known["features"]})
+        raise RuntimeError(f"online store of {spec.identifier}: {wrong}")
+    keys, newest = _extent(view, target)
+    return Materialised(keys, written, newest if is_dated(spec, view.name) else None)
+
+
+def _base(known: Mapping[str, Any]) -> _Source | None:
+    """What the online store holds for certain, where its table is still there to compare with."""
+    base = _Source.from_json(known["done"]) if known.get("done") else None
+    return base if base and Path(base.path).is_file() else None
+
+
+def _can_resume(under_way: Mapping[str, Any], target: _Source) -> bool:
+    of = under_way["base"]
+    return under_way["path"] == target.path and (of is None or Path(of["path"]).is_file())
+
+
+def _write(
+    store: Any,
+    view: Any,
+    target: _Source,
+    base: _Source | None,
+    notes: _Notes,
+    under_way: Mapping[str, Any] | None = None,
+) -> int:
+    """Write the keys whose values differ from the base's, piece by piece, and note each; their number."""
+    key = view.entity_columns[0].name
+    with _session(store) as connection, _writer(store, view) as (piece_file, flush):
+        connection.execute(f"CREATE TEMP TABLE changed AS {_changed(view, target, base)}")
+        count, written = connection.execute("SELECT count(*) FROM changed").fetchall()[0][0], 0
+        pieces = under_way["pieces"] if under_way else math.ceil(count / PIECE)
+        known = {**notes.of(view)}
+        for piece in range(under_way["written"] if under_way else 0, pieces):
+            note = {**target.to_json(), "base": base and base.to_json(), "pieces": pieces, "written": piece}
+            notes.keep(view, {**known, "under_way": note})
+            query = f"SELECT * FROM changed WHERE hash({quoted(key)}) % {pieces} = {piece}"
+            rows = _without_newer(store, view, connection.sql(query).to_arrow_table())
+            if rows.num_rows:
+                pq.write_table(rows, piece_file)
+                flush(target.until)
+            written += rows.num_rows
+            if pieces > 1:
+                log.info("%s: piece %d of %d written", view.name, piece + 1, pieces)
+    notes.keep(view, {"features": known["features"], "done": target.to_json()})
+    return written
+
+
+def _session(store: Any) -> Any:
+    return session(getattr(store.config.offline_store, "memory_limit", "3GB"))
+
+
+def _table(view: Any, path: str) -> FeatureTable:
+    source, key = view.batch_source, view.entity_columns[0].name
+    names = [field.name for field in view.features]
+    return FeatureTable(path, {key: key}, names, source.timestamp_field, source.created_timestamp_column or None)
+
+
+def _latest(view: Any, source: _Source) -> str:
+    columns = [view.entity_columns[0].name, view.batch_source.timestamp_field, *(field.name for field in view.features)]
+    latest = latest_query(_table(view, source.path), BEGINNING, source.until)
+    return f"SELECT {', '.join(map(quoted, columns))} FROM ({latest})"
+
+
+def _changed(view: Any, target: _Source, base: _Source | None) -> str:
+    return _latest(view, target) + (f" EXCEPT {_latest(view, base)}" if base else "")
+
+
+@contextmanager
+def _writer(store: Any, view: Any) -> Iterator[Any]:
+    """A Parquet file for rows of a view, and the function that has Feast write them to the shared online store.
+
+    Feast materialises a view's whole source. Here the source is the file, in a registry of its own that nobody reads.
+    """
+    with TemporaryDirectory(prefix="tandem-materialise-") as folder:
+        path = Path(folder, "piece.parquet")
+        content = store.config.model_dump(by_alias=True, exclude_unset=True)
+        online = dict(content["online_store"])
+        if online["type"] == "redis":
+            # Feast's Redis store leaves out what is no newer than what it holds, a corrected value too.
+            online["skip_dedup"] = True
+        registry = {"registry_type": "file", "path": f"{folder}/registry.db"}
+        offline = {"type": "feature_repo.offline.AsofOfflineStore"}
+        writer = FeatureStore(
+            config=RepoConfig(**{**content, "registry": registry, "online_store": online, "offline_store": offline})
+        )
+        entity = store.get_entity(view.entities[0])
+        source = FileSource(name="piece", path=str(path), timestamp_field=view.batch_source.timestamp_field)
+        told = False
+
+        def flush(until: datetime) -> None:
+            nonlocal told
+            with redirect_stdout(sys.stderr):
+                if not told:
+                    piece = FeatureView(name=view.name, entities=[entity], schema=view.schema, source=source)
+                    writer.apply([entity, piece])
+                    told = True
+                writer.materialize(BEGINNING, until, feature_views=[view.name])
+
+        yield path, flush
+
+
+def _without_newer(store: Any, view: Any, rows: pa.Table) -> pa.Table:
+    """The rows without those of which the online store holds a newer one that was pushed."""
+    if view.stream_source is None or not rows.num_rows:
+        return rows
+    key, name = view.entity_columns[0].name, view.features[0].name
+    online = _online(store, view, [name], rows[key].to_pylist())[f"{name}__ts"]
+    mine = rows[view.batch_source.timestamp_field].to_pylist()
+    return rows.filter(pa.array([not _is_newer(seconds, time) for seconds, time in zip(online, mine, strict=True)]))
+
+
+def _is_newer(seconds: int, time: datetime) -> bool:
+    """Whether an online row's time, of which Feast gives the seconds and 0 for none, is later than a table's."""
+    return seconds > 0 and seconds > math.floor(time.timestamp())
+
+
+def _online(store: Any, view: Any, names: Sequence[str], keys: Sequence[str]) -> dict[str, list[Any]]:
+    """Online features by name, and their times in seconds as name__ts."""
+    key = view.entity_columns[0].name
+    asked = [{key: value} for value in keys]
+    answer = store.get_online_features([f"{view.name}:{name}" for name in names], asked)
+    rows: dict[str, list[Any]] = answer.to_dict(include_event_timestamps=True)
+    return rows
+
+
+def _tell_registry(store: Any, views: Sequence[Any], until: datetime) -> None:
+    with changing(store) as draft:
+        for view in views:
+            draft.registry.apply_materialization(view, draft.project, BEGINNING, until)
+
+
+def _wrong_value(store: Any, view: Any, source: _Source) -> str | None:
+    """The first value of a sample of keys that the online store has not as the table has it, in words."""
+    key, names = view.entity_columns[0].name, [field.name for field in view.features]
+    with _session(store) as connection:
+        query = f"SELECT * FROM ({_latest(view, source)}) ORDER BY hash({quoted(key)}) LIMIT {SAMPLE}"
+        expected = connection.sql(query).to_arrow_table().to_pydict()
+    if not expected[key]:
+        return None
+    found, times = _online(store, view, names, expected[key]), expected[view.batch_source.timestamp_field]
+    for name in names:
+        for place, value in enumerate(expected[name]):
+            online = found[name][place]
+            newer = view.stream_source is not None and _is_newer(found[f"{name}__ts"][place], times[place])
+            if not (newer or _same(value, online)):
+                who = f"{view.name}.{name} of {key} '{expected[key][place]}'"
+                return f"{who} is {online!r}, but the table says {value!r}"
+    return None
+
+
+def _extent(view: Any, source: _Source) -> tuple[int, datetime | None]:
+    """A table's number of keys with a value at a moment, and its newest event up to then."""
+    key, time = view.entity_columns[0].name, view.batch_source.timestamp_field
+    events = f"FILTER ({ENTERED})" if ENTERED in pq.read_schema(source.path).names else ""
+    moment = f"TIMESTAMPTZ {literal(source.until.isoformat())}"
+    with session() as connection:
+        query = (
+            f"SELECT count(DISTINCT {quoted(key)}), max({time}::TIMESTAMPTZ) {events}"
+            f" FROM read_parquet({literal(source.path)}) WHERE {time}::TIMESTAMPTZ <= {moment}"
+        )
+        found = connection.sql(query).to_arrow_table().to_pydict()
+    (keys,), (newest,) = found.values()
+    return keys, newest
+
+
+def _same(value: Any, online: Any) -> bool:
+    if isinstance(value, list) and isinstance(online, list):
+        return len(value) == len(online) and all(map(_same, value, online))
+    if isinstance(value, float) and isinstance(online, float):
+        return value == online or (math.isnan(value) and math.isnan(online))
+    # Feast keeps no difference between an empty list and none.
+    return bool(value == online) or (value in ([], None) and online in ([], None))
