@@ -17,7 +17,7 @@ from feature_repo.definitions import SIDES, has_created, profile_fields
 from feature_repo.history import HISTORY_TABLE, history_query
 
 #: Raise this when the published files change for the same input.
-FORMAT = 2
+FORMAT = 3
 
 
 def publish(spec: DatasetSpec, validated: Path) -> Path:
