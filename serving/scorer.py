@@ -7,46 +7,77 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from components.dataset.bundle import Bundle, BundleError
-from components.dataset.layout import UNKNOWN
-from components.dataset.spec import Kind
+from components.dataset.layout import CANDIDATE, REQUEST, UNKNOWN
+from components.dataset.scoring import FoldedModel, WholeModel
+from components.dataset.spec import ITEM_KEY, Kind
+from serving.parts import PartTable
 
 TOLERANCE = 1e-5
+#: Enough for 80,000 items of AutoInt as it is set by default.
+PART_BYTES = 256 * 2**20
+
+Probabilities = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
+Row = Mapping[str, Any]
 
 
 class Scorer:
-    """The collaborative model of a bundle.
+    """The collaborative model of a bundle, whole for pairs and, where it is folded, in two for one user's items.
+
+    Args:
+        bundle: What is served.
+        part_bytes: Bytes for the parts of items that are kept.
 
     Raises:
         BundleError: the model does not give the golden rows the probabilities that are stored with them.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, part_bytes: int = PART_BYTES) -> None:
         self.bundle = bundle
-        options = onnxruntime.SessionOptions()
-        # Threads that spin while they wait slow everything else in the process.
-        options.intra_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(str(bundle.model_path), options, ["CPUExecutionProvider"])
+        self.whole = WholeModel(bundle.model_path)
+        self.request = bundle.vocabulary.of(REQUEST)
+        self.items = bundle.vocabulary.of(CANDIDATE)
+        self.folded = FoldedModel(*bundle.folded) if bundle.folded else None
+        self.table = PartTable(self._parts, part_bytes) if self.folded else None
         self._check_golden()
 
     def _check_golden(self) -> None:
         golden = self.bundle.golden()
         columns = {name: golden.column(name) for name in golden.column_names if name != "probability"}
         expected = golden.column("probability").to_numpy()
-        worst = float(np.abs(self.probabilities(columns) - expected).max(initial=0.0))
+        found = [self.probabilities(columns)]
+        if self.folded:
+            found.append(self._folded_golden(golden.to_pylist()))
+        worst = float(np.abs(np.stack(found) - expected).max(initial=0.0))
         if not worst <= TOLERANCE:
             raise BundleError(
                 f"{self.bundle.path}: golden rows are off by {worst:.2g}; the model is not what was tested"
             )
 
-    def probabilities(self, columns: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    def _folded_golden(self, rows: Sequence[Row]) -> Probabilities:
+        return np.concatenate([self.rank(row, [row[ITEM_KEY]], {row[ITEM_KEY]: row})[0] for row in rows])
+
+    def probabilities(self, columns: Mapping[str, Any]) -> Probabilities:
         """Click probabilities [n] of n rows of raw feature columns."""
-        ids = self.bundle.encode(columns)
-        found: npt.NDArray[np.float32] = self.session.run(["probability"], {"ids": ids})[0]
-        return found
+        return self.whole.probabilities(self.bundle.encode(columns))
+
+    def rank(self, request: Row, keys: Sequence[str], rows: Mapping[str, Row]) -> tuple[Probabilities, Flags]:
+        """Click probabilities [n] of n items in one request, and whether the model has never seen each.
+
+        Args:
+            request: The user's key and raw features, and the context's; what is absent is missing.
+            keys: The items' keys.
+            rows: The items' raw features by key. A row that is the same object as before is not computed again.
+        """
+        if self.folded is None or self.table is None:
+            columns = {name: [request.get(name)] * len(keys) for name in self.bundle.vocabulary.columns}
+            columns |= self._item_columns(keys, [rows[key] for key in keys])
+            return self.probabilities(columns), np.array(self.cold("item", keys))
+        ids = self.request.encode({name: [request.get(name)] for name in self.request.columns})
+        parts, cold = self.table.parts(keys, rows)
+        return self.folded.probabilities(ids, parts), cold
 
     def cold(self, side: str, keys: Sequence[str]) -> list[bool]:
         """Whether each key of a side is one that the model never saw; False where it reads no key."""
@@ -55,3 +86,13 @@ class Scorer:
             return [False] * len(keys)
         codes = self.bundle.vocabulary.field(name).encode(list(keys))
         return [bool(code == UNKNOWN) for code in codes]
+
+    def _item_columns(self, keys: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Any]]:
+        names = [name for name in self.items.columns if name != ITEM_KEY]
+        return {ITEM_KEY: list(keys)} | {name: [row.get(name) for row in rows] for name in names}
+
+    def _parts(self, keys: Sequence[str], rows: Sequence[Row]) -> list[npt.NDArray[Any]]:
+        """Parts of items for the ranker, each [n, ...], and whether the model has never seen them [n]."""
+        assert self.folded is not None  # noqa: S101  (there is a table only then)
+        parts = self.folded.parts(self.items.encode(self._item_columns(keys, rows)))
+        return [*parts, np.array(self.cold("item", keys))]

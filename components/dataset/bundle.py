@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,8 @@ from components.run import read_json, write_json
 
 FORMAT = 1
 MODEL = "model.onnx"
+#: The same model cut in two, where its backbone allows it: called once per item, and once per request.
+ITEMS, RANKER = "items.onnx", "ranker.onnx"
 VOCABULARY = "vocabulary.json"
 SPEC = "spec.yaml"
 GOLDEN = "golden.parquet"
@@ -80,7 +82,7 @@ class Bundle:
             BundleError: a file is missing or changed, or the format is unknown.
         """
         manifest = _read_manifest(path)
-        _verify(path, manifest["files"])
+        _verify(path, manifest["files"], (*FILES, *((ITEMS, RANKER) if manifest.get("folded") else ())))
         try:
             spec, vocabulary = read_spec(path / SPEC), Vocabulary.load(path / VOCABULARY)
         except UserError as error:
@@ -93,6 +95,11 @@ class Bundle:
     def model_path(self) -> Path:
         """The ONNX model: input `ids` int64 [n, width], output `probability` float32 [n]."""
         return self.path / MODEL
+
+    @property
+    def folded(self) -> tuple[Path, Path] | None:
+        """The model cut in two: ITEMS gives parts of items, RANKER their probabilities in a request; None if whole."""
+        return (self.path / ITEMS, self.path / RANKER) if self.manifest.get("folded") else None
 
     def encode(self, columns: Mapping[str, Column]) -> npt.NDArray[np.int64]:
         """The model's input [n, width] for n rows of raw feature columns by name."""
@@ -118,8 +125,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(path: Path, files: Mapping[str, str]) -> None:
-    unlisted = [name for name in FILES if name not in files]
+def _verify(path: Path, files: Mapping[str, str], needed: Iterable[str]) -> None:
+    unlisted = [name for name in needed if name not in files]
     absent = [name for name in files if not (path / name).is_file()]
     if unlisted or absent:
         raise BundleError(f"{path}: bundle lacks {', '.join(unlisted + absent)}")

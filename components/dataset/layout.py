@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
 
 #: Local codes that every field has; the codes of its values follow.
 UNKNOWN = 0
@@ -17,6 +20,10 @@ FIRST_VALUE = len(RESERVED_CODES)
 PADDING = 0
 #: Stands for an empty slot among local codes.
 PADDING_CODE = -1
+
+#: Sides of a request that scores many items: what it fixes, and what each candidate brings.
+REQUEST = frozenset({"user", "context"})
+CANDIDATE = frozenset({"item"})
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,25 @@ class InputLayout:
     def without_history(self) -> Self:
         """The input of a model that does not read the history: the first columns of this one."""
         return type(self)(self.fields)
+
+    def of(self, sides: Collection[str]) -> Self:
+        """The fields of some sides alone, columns and ids numbered anew; without the history."""
+        fields, start, offset = [], 0, PADDING + 1
+        for slots in self.fields:
+            if slots.side in sides:
+                fields.append(replace(slots, start=start, offset=offset))
+                start, offset = start + slots.width, offset + slots.size
+        return type(self)(tuple(fields))
+
+    def ids_of(self, sides: Collection[str], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Ids [n, width] as the columns and ids of `of(sides)`."""
+        part = self.of(sides)
+        found = np.zeros((len(ids), part.width), dtype=np.int64)
+        for slots in part.fields:
+            whole = self.field(slots.name)
+            mine = ids[:, whole.start : whole.stop]
+            found[:, slots.start : slots.stop] = np.where(mine == PADDING, PADDING, mine - whole.offset + slots.offset)
+        return found
 
     def field(self, name: str) -> FieldSlots:
         """The slots of a field, or of a history by its column's name.

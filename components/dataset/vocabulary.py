@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -175,6 +175,10 @@ class Vocabulary:
         """The attributes of events that are no fields of the model, each with its number of codes."""
         yield from ((field.name, field.size) for field in self.behaviour)
         yield from ((name, FIRST_VALUE + DERIVED[name]) for name, _ in self.history if name in DERIVED)
+
+    def of(self, sides: Collection[str]) -> Self:
+        """The vocabulary of the fields of some sides alone, whose layout is `layout.of(sides)`."""
+        return type(self)(tuple(field for field in self.fields if field.side in sides))
 
     def field(self, name: str) -> FieldVocabulary:
         """The vocabulary of one field, of the model or of its events alone.

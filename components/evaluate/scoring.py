@@ -93,12 +93,8 @@ def score_champion(path: Path, table: pa.Table, batch_size: int) -> Champion:
 
 
 def _run_onnx(model: Path, ids: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float32]:
-    import onnxruntime
+    from components.dataset.scoring import WholeModel
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    # Spinning threads slow everything else in the process.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    whole = WholeModel(model)
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    return np.concatenate([session.run(["probability"], {"ids": batch})[0] for batch in batches])
+    return np.concatenate([whole.probabilities(batch) for batch in batches])

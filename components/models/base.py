@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from components.dataset.layout import InputLayout
 from components.models.config import BackboneConfig
 from components.models.embedding import FieldEmbedding
+from components.models.folding import Folding
 
 __all__ = ["BackboneConfig", "CollaborativeModel", "FirstOrder", "mlp", "pairs"]
 
@@ -43,6 +44,13 @@ class CollaborativeModel(nn.Module, ABC):
     @abstractmethod
     def interact(self, embedded: Tensor, x: Tensor) -> Tensor:
         """The representation [batch, width] of the fields' rows [batch, F, dim] and their ids [batch, W]."""
+
+    def fold(self) -> Folding | None:
+        """The model cut into a request's and an item's part, for serving; None where the backbone knows no way.
+
+        The model must be in eval mode, each batch norm folded into the linear layer before it.
+        """
+        return None
 
     def representation(self, x: Tensor) -> Tensor:
         """What the output layer reads, [batch, width], for ids [batch, W]."""

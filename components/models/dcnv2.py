@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from components.models.base import BackboneConfig
 from components.models.dcn import DCN
+from components.models.folding import Folding, SplitLinear, SplitMlp, output_weights
 
 
 class FullCross(nn.Module):
@@ -60,3 +61,44 @@ class DCNv2(DCN):
         if config.cross_rank == 0:
             return FullCross(width)
         return ExpertCross(width, config.cross_rank, config.cross_experts)
+
+    def fold(self) -> Folding | None:
+        """The first and the last cross layer's products are sums over the fields; a mixture of experts is none."""
+        return FoldedDCNv2(self) if self.config.cross_rank == 0 else None
+
+
+class FoldedDCNv2(Folding):
+    """Parts of an item: its rows, its parts of W_0 x_0 and of the output's [n, F * dim] each, its part of the MLP.
+
+    The output layer's weights w meet the last cross as w · (x_0 ⊙ (W x + b)) = x · Wᵀ (w ⊙ x_0) + x_0 · (w ⊙ b): what
+    stands beside x is linear in x_0, as is W_0 x_0. Of L layers, L - 2 keep a product for each item.
+    """
+
+    def __init__(self, model: DCNv2) -> None:
+        super().__init__(model)
+        crossed, deep = output_weights(model, model.width - model.config.hidden[-1], model.config.hidden[-1])
+        layers = [layer for layer in model.cross if isinstance(layer, FullCross)]
+        first, last = layers[0].matrix, layers[-1].matrix
+        self.first = SplitLinear(first.weight, first.bias, self.sides) if len(layers) > 1 else None
+        self.between = nn.ModuleList(layers[1:-1])
+        self.last = SplitLinear((crossed * last.weight).T, crossed.squeeze(1), self.sides)
+        self.known = nn.Parameter(crossed * last.bias.detach().unsqueeze(1))
+        self.deep = SplitMlp(model.deep, deep, self.sides)
+
+    def item(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """As the class says; the first product is left out where the first layer is the last."""
+        rows: Tensor = self.item_rows(ids)
+        first = [] if self.first is None else [self.first.item(rows)]
+        return rows, *first, self.last.item(rows), self.deep.first.item(rows)
+
+    def meet(self, ids: Tensor, *parts: Tensor) -> Tensor:
+        """Logits [n, 1] less the bias."""
+        of_item, *product, last, hidden = parts
+        rows: Tensor = self.request_rows(ids)
+        crossed = first = self.sides.join(rows, of_item).flatten(1)
+        if self.first is not None:
+            crossed = torch.addcmul(first, first, self.first.request(rows) + product[0])
+        for layer in self.between:
+            crossed = layer(first, crossed)
+        output = (crossed * (self.last.request(rows) + last)).sum(1, keepdim=True) + first @ self.known
+        return output + self.deep.share(rows, hidden)

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.dataset.bundle import GOLDEN, MODEL, SPEC, VOCABULARY, write_manifest
+from components.dataset.bundle import GOLDEN, ITEMS, MODEL, RANKER, SPEC, VOCABULARY, write_manifest
 from components.dataset.errors import UserError
-from components.dataset.layout import InputLayout
+from components.dataset.layout import CANDIDATE, REQUEST, InputLayout
 from components.dataset.spec import ITEM_KEY, USER_KEY
 from components.dataset.training_set import TrainingSet
 from components.register.proof import UsedPlm, prove
@@ -37,6 +37,8 @@ Probabilities = npt.NDArray[np.float32]
 
 DEGRADATION = "degradation.json"
 GOLDEN_ROWS, RANDOM_ROWS = 64, 256
+#: Requests, of every golden and random row's item each, that a folded model is compared in.
+REQUESTS = 16
 #: Furthest that a probability of the ONNX model may lie from the torch model's.
 TOLERANCE = 1e-5
 SEED = 7
@@ -70,7 +72,7 @@ def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
         RuntimeError: the ONNX model does not give the torch model's probabilities.
         PlmFoundError: the ONNX model may hold something of the PLM.
     """
-    from components.models.export import export_onnx
+    from components.models.export import export_folded, export_onnx
     from components.training.checkpoints import load_model
 
     model = load_model(source.model).eval()
@@ -85,12 +87,15 @@ def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
         ids = np.concatenate([golden_ids, random_ids(data.layout)])
         expected = torch_probabilities(model, ids)
         check_same(draft / MODEL, ids, expected)
+        folded = export_folded(model, draft / ITEMS, draft / RANKER)
+        if folded:
+            check_folded(draft, model, ids)
         pq.write_table(golden.append_column("probability", pa.array(expected[: len(golden)])), draft / GOLDEN)
         data.vocabulary.save(draft / VOCABULARY)
         _copy(source, draft)
-        proof = _proof(model, draft / MODEL, source.plm)
+        proof = _proof(model, draft, source.plm, folded)
         _describe(draft, data.layout.width)
-        manifest = write_manifest(draft, _content(source, data, model, run, proof))
+        manifest = write_manifest(draft, {**_content(source, data, model, run, proof), "folded": folded})
     log.info("bundle: %d numbers, free of the PLM, ONNX within %g of torch", proof["parameters"], TOLERANCE)
     return manifest
 
@@ -101,12 +106,40 @@ def check_same(model: Path, ids: Ids, expected: Probabilities) -> None:
     Raises:
         RuntimeError: one of them is further off than TOLERANCE.
     """
-    found = onnx_probabilities(model, ids)
+    _refuse_unfaithful(model.name, onnx_probabilities(model, ids), expected)
+
+
+def check_folded(bundle: Path, model: CollaborativeModel, ids: Ids) -> None:
+    """Compare the folded model's probabilities with the torch model's: some rows' users and contexts with all items.
+
+    Args:
+        bundle: Folder that holds ITEMS and RANKER.
+        model: The torch model.
+        ids: Whole rows [n, width].
+
+    Raises:
+        RuntimeError: one of them is further off than TOLERANCE.
+    """
+    from components.dataset.scoring import FoldedModel
+
+    folded = FoldedModel(bundle / ITEMS, bundle / RANKER)
+    parts = folded.parts(model.layout.ids_of(CANDIDATE, ids))
+    for place in np.linspace(0, len(ids) - 1, REQUESTS).astype(int):
+        asked = ids[place : place + 1]
+        rows = ids.copy()
+        for slots in model.layout.fields:
+            if slots.side in REQUEST:
+                rows[:, slots.start : slots.stop] = asked[:, slots.start : slots.stop]
+        found = folded.probabilities(model.layout.ids_of(REQUEST, asked), parts)
+        _refuse_unfaithful(RANKER, found, torch_probabilities(model, rows))
+
+
+def _refuse_unfaithful(name: str, found: Probabilities, expected: Probabilities) -> None:
     worst = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
     # A NaN compares as false, and so never passes.
     if not worst <= TOLERANCE:
         raise RuntimeError(
-            f"{model.name}: its probabilities of {len(ids)} rows are up to {worst:.2g} away from the trained model's; "
+            f"{name}: its probabilities of {len(expected)} rows are up to {worst:.2g} away from the trained model's; "
             f"at most {TOLERANCE:g} is allowed. The export is not faithful, and nothing was registered"
         )
 
@@ -122,13 +155,9 @@ def torch_probabilities(model: CollaborativeModel, ids: Ids) -> Probabilities:
 
 def onnx_probabilities(model: Path, ids: Ids) -> Probabilities:
     """Probabilities [n] that an ONNX model gives for ids [n, width], on one thread as in the service."""
-    import onnxruntime
+    from components.dataset.scoring import WholeModel
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["probability"], {"ids": ids})[0], dtype=np.float32)
+    return WholeModel(model).probabilities(ids)
 
 
 def random_ids(layout: InputLayout, rows: int = RANDOM_ROWS) -> Ids:
@@ -159,12 +188,19 @@ def _copy(source: Source, draft: Path) -> None:
         (draft / DEGRADATION).write_bytes((source.evaluation / DEGRADATION).read_bytes())
 
 
-def _proof(model: CollaborativeModel, exported: Path, plm: UsedPlm | None) -> dict[str, Any]:
-    from components.models.export import export_onnx
+def _proof(model: CollaborativeModel, draft: Path, plm: UsedPlm | None, folded: bool) -> dict[str, Any]:
+    """The proof of the whole model, and under `folded` that of each of the files that it was cut into."""
+    from components.models.export import export_folded, export_onnx
 
     with TemporaryDirectory() as folder:
-        export_onnx(fresh_like(model), Path(folder) / MODEL)
-        return prove(exported, Path(folder) / MODEL, plm)
+        fresh, unlearnt = Path(folder), fresh_like(model)
+        export_onnx(unlearnt, fresh / MODEL)
+        proof = prove(draft / MODEL, fresh / MODEL, plm)
+        if folded:
+            export_folded(unlearnt, fresh / ITEMS, fresh / RANKER)
+            cut = {name: prove(draft / name, fresh / name, plm) for name in (ITEMS, RANKER)}
+            proof["folded"] = {name: {"tensors": found["tensors"]} for name, found in cut.items()}
+        return proof
 
 
 def fresh_like(model: CollaborativeModel) -> CollaborativeModel:

@@ -1,10 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.dataset.layout import FIRST_VALUE, MASK, MISSING, RESERVED_CODES, UNKNOWN, FieldSlots, InputLayout
+from components.dataset.vocabulary import Vocabulary
+from tests.components.dataset.making import rows, spec_of
 
 NAMES = st.text(min_size=1, max_size=8)
 SIZES = st.integers(0, 2**31)
@@ -33,3 +36,15 @@ def test_width_and_vocabulary_size_count_history_columns_but_not_its_rows():
 def test_reserved_codes_come_first():
     assert (UNKNOWN, MISSING, MASK) == RESERVED_CODES == (0, 1, 2)
     assert FIRST_VALUE == 3
+
+
+def test_a_sides_layout_is_that_of_its_vocabulary():
+    train = rows(60)
+    vocabulary = Vocabulary.fit(spec_of(), train)
+    whole = vocabulary.encode({name: train[name] for name in vocabulary.columns})
+    for sides in ({"user", "context"}, {"item"}):
+        part = vocabulary.of(sides)
+        assert part.layout == vocabulary.layout.of(sides)
+        assert {field.side for field in part.fields} == {slots.side for slots in part.layout.fields} <= sides
+        alone = part.encode({name: train[name] for name in part.columns})
+        np.testing.assert_array_equal(vocabulary.layout.ids_of(sides, whole), alone)

@@ -1,5 +1,7 @@
 """Layouts, ids and models with weights everywhere, for the tests of the backbones."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -22,6 +24,15 @@ def layout_of(*widths, history=0, sizes=9):
     return InputLayout(tuple(fields), seen)
 
 
+def sided(*sides):
+    """One field for each (side, width), in this order."""
+    layout = layout_of(*(width for _, width in sides))
+    fields = (replace(field, side=side) for field, (side, _) in zip(layout.fields, sides, strict=True))
+    return InputLayout(tuple(fields))
+
+
+#: Users', items' and the context's fields in between each other.
+SIDED = sided(("user", 1), ("item", 3), ("context", 1), ("item", 1), ("user", 2))
 MIXED = layout_of(1, 3, 1, 1, 2, history=2)
 
 

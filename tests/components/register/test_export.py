@@ -3,13 +3,15 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
-from components.dataset.bundle import Bundle, BundleError
+from components.dataset.bundle import ITEMS, RANKER, Bundle, BundleError
 from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet, write_training_set
 from components.register.export import (
     Source,
+    check_folded,
     check_same,
     git_commit,
     onnx_probabilities,
@@ -18,6 +20,7 @@ from components.register.export import (
     write_bundle,
 )
 from components.register.settings import RunInfo
+from components.run import read_json, write_json
 from components.training.checkpoints import load_model
 from tests.components.dataset.making import FIELDS, rows, spec_of
 
@@ -80,6 +83,42 @@ def test_a_changed_weight_is_not_the_trained_model(bundle, made, tmp_path):
         check_same(tmp_path / "model.onnx", ids, expected)
     with pytest.raises(RuntimeError, match="not faithful"):
         check_same(bundle / "model.onnx", ids, np.full_like(expected, np.nan))
+
+
+def test_the_folded_model_is_in_the_bundle_and_proven(bundle, made):
+    opened = Bundle.open(bundle)
+    assert opened.folded == (bundle / ITEMS, bundle / RANKER)
+    assert {ITEMS, RANKER} <= set(opened.manifest["files"])
+    model = load_model(made.model)
+    tables = model.embedding.table.weight.numel()
+    held = {
+        name: {tuple(tensor["shape"]) for tensor in found["tensors"]}
+        for name, found in opened.manifest["proof"]["folded"].items()
+    }
+    rows = {
+        name: sum(shape[0] for shape in shapes if len(shape) == 2 and shape[1] == 4) for name, shapes in held.items()
+    }
+    # Either file holds its own side's rows, and both together those of the whole model (and padding once more).
+    assert 0 < rows[ITEMS] < tables // 4 and 0 < rows[RANKER] < tables // 4
+    check_folded(bundle, model, random_ids(model.layout))
+
+
+def test_a_folded_model_that_differs_is_not_registered(bundle, made):
+    model = load_model(made.model)
+    with torch.no_grad():
+        model.head.bias += 0.01
+    with pytest.raises(RuntimeError, match=r"ranker\.onnx.*The export is not faithful"):
+        check_folded(bundle, model, random_ids(model.layout))
+
+
+def test_a_bundle_without_a_file_that_it_says_is_folded_is_refused(bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = read_json(copy / "manifest.json")
+    del manifest["files"][RANKER]
+    write_json(copy / "manifest.json", manifest)
+    with pytest.raises(BundleError, match=r"lacks ranker\.onnx"):
+        Bundle.open(copy)
 
 
 def test_a_bundle_that_was_tampered_with_is_refused(bundle, tmp_path):

@@ -1,0 +1,90 @@
+"""The items' parts of a folded model, computed once for each row of features and kept in arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Row = Mapping[str, Any]
+Array = npt.NDArray[Any]
+#: Parts [n, ...] of the items with these keys and rows; the last of them says whether an item is cold.
+Compute = Callable[[Sequence[str], Sequence[Row]], list[Array]]
+
+FIRST_ROOM = 1024
+
+
+class PartTable:
+    """Parts of items by key, each valid as long as the item's features are the same object.
+
+    Args:
+        compute: Makes the parts.
+        size: Bytes that the parts may take; where they are full, the item computed longest ago goes first.
+    """
+
+    def __init__(self, compute: Compute, size: int) -> None:
+        self.compute, self.size = compute, size
+        self._arrays: list[Array] = []
+        self._rows: dict[str, tuple[Row, int]] = {}
+        self._keys: list[str | None] = []
+        self._next = self._room = self._capacity = 0
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def parts(self, keys: Sequence[str], rows: Mapping[str, Row]) -> tuple[list[Array], Array]:
+        """Parts of n items with their rows by key, each [n, ...], and whether each item is cold, [n]."""
+        with self._lock:
+            places = self._places(keys, rows)
+            # Those that are added may push out others of the same request; each does so once at most.
+            while -1 in places:
+                absent = list(dict.fromkeys(key for key, place in zip(keys, places, strict=True) if place < 0))
+                found = self.compute(absent, [rows[key] for key in absent])
+                if not self._arrays:
+                    self._begin(found)
+                if len(keys) > self._capacity:
+                    *parts, cold = self.compute(keys, [rows[key] for key in keys])
+                    return parts, cold
+                self._add(absent, [rows[key] for key in absent], found)
+                places = self._places(keys, rows)
+            index = np.array(places)
+            *parts, cold = (array.take(index, axis=0) for array in self._arrays)
+        return parts, cold
+
+    def _places(self, keys: Sequence[str], rows: Mapping[str, Row]) -> list[int]:
+        """Where each item's parts are, -1 for those that were not computed from this very row."""
+        nowhere = (None, -1)
+        held = ((key, *self._rows.get(key, nowhere)) for key in keys)
+        return [place if known is rows[key] else -1 for key, known, place in held]
+
+    def _begin(self, like: list[Array]) -> None:
+        each = sum(array[:1].nbytes for array in like)
+        self._capacity = max(1, self.size // each)
+        self._arrays = [np.empty((0, *array.shape[1:]), array.dtype) for array in like]
+
+    def _add(self, keys: Sequence[str], rows: Sequence[Row], parts: list[Array]) -> None:
+        self._grow(self._next + len(keys))
+        places = (self._next + np.arange(len(keys))) % self._capacity
+        for array, part in zip(self._arrays, parts, strict=True):
+            array[places] = part
+        for key, row, place in zip(keys, rows, places.tolist(), strict=True):
+            before = self._keys[place]
+            if before is not None and before in self._rows and self._rows[before][1] == place:
+                del self._rows[before]
+            self._keys[place] = key
+            self._rows[key] = row, place
+        self._next = int(places[-1] + 1) % self._capacity
+
+    def _grow(self, needed: int) -> None:
+        """Make room for `needed` items, twice as much as before or more, up to the capacity."""
+        room = min(self._capacity, max(needed, 2 * self._room, FIRST_ROOM))
+        if needed <= self._room or room == self._room:
+            return
+        for number, array in enumerate(self._arrays):
+            self._arrays[number] = np.concatenate([array, np.empty((room - self._room, *array.shape[1:]), array.dtype)])
+        self._keys += [None] * (room - self._room)
+        self._room = room
