@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from components.dataset.layout import CANDIDATE, REQUEST, InputLayout
+from components.dataset.layout import CANDIDATE, PADDING, REQUEST, InputLayout
 from components.models.embedding import FieldEmbedding
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Sides:
         layout = self.layout.of(sides)
         part = FieldEmbedding(layout, whole.dim)
         with torch.no_grad():
+            part.table.weight[PADDING] = whole.table.weight[PADDING]
             for slots in layout.fields:
                 old = self.layout.field(slots.name).offset
                 rows = whole.table.weight[old : old + slots.size]
