@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -243,6 +244,33 @@ def check(
         warnings = len(checked.findings) - checked.errors
         print(f"{dataset}: {checked.errors} errors, {warnings} warnings" if checked.findings else f"{dataset}: sound")
     raise typer.Exit(2 if checked.errors else 0)
+
+
+@app.command()
+def certify(
+    dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    at: Annotated[
+        datetime | None, typer.Option(help="Moment in UTC that divides past and future. [default: the end of train]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the certificate (JSON).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the certificate as one JSON object.")] = False,
+    workdir: Workdir = None,
+) -> None:
+    """Change, delete and add everything from a moment on, and show that no training row before it changes.
+
+    Exit code 0: the certificate holds. 3: a row before the moment changed, which is a leak. 2: the input is wrong.
+    """
+    _enter(workdir)
+    from pipelines.certify import certify as make
+
+    certificate, path = make(dataset, at.replace(tzinfo=UTC) if at else None, output)
+    if as_json:
+        print(json.dumps(certificate.to_json(), ensure_ascii=False, allow_nan=False))
+    else:
+        from pipelines.summary import show_certificate
+
+        show_certificate(certificate, path)
+    raise typer.Exit(0 if certificate.verdict == "holds" else 3)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from components.run import home
+from pipelines.certify import Certificate
 from pipelines.local import RunResult
 
 COLUMNS = {"auc": "AUC", "logloss": "log loss", "gauc": "GAUC"}
@@ -59,6 +60,28 @@ def _pointers(result: RunResult) -> list[tuple[str, Any]]:
         ("MLflow UI", f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri sqlite:///{workdir / 'mlflow.db'}"),
         ("service", f"make serve, or tandem serve --workdir {workdir}"),
     ]
+
+
+def show_certificate(certificate: Certificate, path: Path) -> None:
+    """Print what was changed, what was compared, and the verdict."""
+    console = Console()
+    table = Table(title=f"Rows of {certificate.dataset} changed from {certificate.at} on")
+    for title in ("future", "table", "changed", "deleted", "added"):
+        table.add_column(title, justify="left" if title in {"future", "table"} else "right")
+    for future, tables in certificate.futures.items():
+        for name, counts in tables.items():
+            table.add_row(future, name, *(f"{counts[what]:,}" for what in ("changed", "deleted", "added")))
+    console.print(table)
+    columns = ", ".join(certificate.columns)
+    console.print(f"{certificate.rows_compared:,} training rows before were compared in {columns}.", highlight=False)
+    for leak in certificate.leaks:
+        console.print(f"LEAK: with {leak.future}, '{leak.column}' changed in {leak.rows:,} rows", highlight=False)
+        for example in leak.examples:
+            console.print(f"  {example}", highlight=False, markup=False)
+    for limit in certificate.limits:
+        console.print(f"Not vouched for: {limit}.", highlight=False, markup=False)
+    words = {"holds": "none of them changed: the certificate holds", "leaks": "the future leaks into the past"}
+    console.print(f"Verdict: {words[certificate.verdict]}. {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
