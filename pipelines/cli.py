@@ -54,7 +54,9 @@ Assignments = Annotated[
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings, with the keys that --set takes.")]
 Backbone = Annotated[
     str,
-    typer.Option(help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm."),
+    typer.Option(
+        help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm; with history bst, din or mean_history."
+    ),
 ]
 
 

@@ -19,7 +19,9 @@ from components.validate.settings import ValidateSettings
 
 COLLABORATIVE = "collaborative"
 Method = Literal["collaborative", "ctrl"]
-Backbone = Literal["autoint", "dcn", "dcnv2", "deepfm", "fibinet", "pnn", "wide_deep", "xdeepfm"]
+Backbone = Literal[
+    "autoint", "bst", "dcn", "dcnv2", "deepfm", "din", "fibinet", "mean_history", "pnn", "wide_deep", "xdeepfm"
+]
 
 
 class RunSettings(BaseModel):

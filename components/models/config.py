@@ -17,8 +17,8 @@ class BackboneConfig(BaseModel):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Dropout after each layer of the MLP.")
     batch_norm: bool = Field(default=True, description="Batch normalisation in the MLP.")
     layers: int = Field(default=3, ge=1, le=16, description="autoint: self-attention layers.")
-    heads: int = Field(default=2, ge=1, le=64, description="autoint: heads of each layer.")
-    attention_dim: int = Field(default=32, ge=1, le=1024, description="autoint: width of a layer, heads together.")
+    heads: int = Field(default=2, ge=1, le=64, description="autoint, bst: heads of each layer.")
+    attention_dim: int = Field(default=32, ge=1, le=1024, description="autoint, bst: width of a layer, heads together.")
     cross_layers: int = Field(default=3, ge=1, le=16, description="dcn, dcnv2: cross layers.")
     cross_rank: int = Field(default=0, ge=0, le=1024, description="dcnv2: rank of a cross layer; 0 for full rank.")
     cross_experts: int = Field(default=1, ge=1, le=64, description="dcnv2: low-rank experts of a cross layer.")
@@ -27,12 +27,17 @@ class BackboneConfig(BaseModel):
     bilinear: Literal["all", "each", "interaction"] = Field(default="each", description="fibinet: who shares a matrix.")
     cin: tuple[int, ...] = Field(default=(64, 64), min_length=1, description="xdeepfm: feature maps of each CIN layer.")
 
+    activation: tuple[int, ...] = Field(
+        default=(64, 32), min_length=1, description="din: widths of its activation unit."
+    )
+    sequence_layers: int = Field(default=1, ge=1, le=16, description="bst: transformer layers over the history.")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.attention_dim % self.heads:
             raise ValueError(f"heads={self.heads} must divide attention_dim={self.attention_dim}; change one of them")
         if self.cross_experts > 1 and self.cross_rank == 0:
             raise ValueError("cross_experts above 1 needs low-rank experts; set cross_rank, such as 32")
-        if min((*self.hidden, *self.cin)) < 1:
-            raise ValueError("hidden and cin are widths of layers; write whole numbers from 1 on")
+        if min((*self.hidden, *self.cin, *self.activation)) < 1:
+            raise ValueError("hidden, cin and activation are widths of layers; write whole numbers from 1 on")
         return self

@@ -17,7 +17,8 @@ class FieldEmbedding(nn.Module):
     """One embedding row for each field: ids [batch, W] -> [batch, F, dim].
 
     A multi field's row is the mean over its slots that are not padding. The rows of unknown, missing and masked
-    values start at zero, so that a value that training never shows stays neutral. History slots are not read.
+    values start at zero, so that a value that training never shows stays neutral. The table holds rows for what only
+    the events of a history have, too; history slots are not read here.
     Large tables have sparse gradients: the cost of a step does not grow with the vocabulary.
     """
 
@@ -46,7 +47,7 @@ class FieldEmbedding(nn.Module):
         with torch.no_grad():
             self.table.weight.normal_(std=INITIAL_STD)
             self.table.weight[PADDING] = 0.0
-            for field in layout.fields:
+            for field in (*layout.fields, *layout.history):
                 self.table.weight[[field.offset + code for code in RESERVED_CODES]] = 0.0
 
     def forward(self, x: Tensor) -> Tensor:

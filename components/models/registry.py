@@ -6,20 +6,26 @@ from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
 from components.models.autoint import AutoInt
 from components.models.base import BackboneConfig, CollaborativeModel
+from components.models.bst import BST
 from components.models.dcn import DCN
 from components.models.dcnv2 import DCNv2
 from components.models.deepfm import DeepFM
+from components.models.din import DIN
 from components.models.fibinet import FiBiNET
+from components.models.history import MeanHistory
 from components.models.pnn import PNN
 from components.models.wide_deep import WideDeep
 from components.models.xdeepfm import XDeepFM
 
 BACKBONES: dict[str, type[CollaborativeModel]] = {
     "autoint": AutoInt,
+    "bst": BST,
     "dcn": DCN,
     "dcnv2": DCNv2,
     "deepfm": DeepFM,
+    "din": DIN,
     "fibinet": FiBiNET,
+    "mean_history": MeanHistory,
     "pnn": PNN,
     "wide_deep": WideDeep,
     "xdeepfm": XDeepFM,

@@ -9,19 +9,24 @@ from components.dataset.layout import FieldSlots, InputLayout
 from components.models.config import BackboneConfig
 from components.models.registry import build_backbone
 
-SMALL = BackboneConfig(embedding_dim=6, hidden=(10, 7), dropout=0.2, layers=2, heads=2, attention_dim=4, cin=(5, 3))
+SMALL = BackboneConfig(
+    embedding_dim=6, hidden=(10, 7), dropout=0.2, layers=2, heads=2, attention_dim=4, cin=(5, 3), activation=(5, 3),
+    sequence_layers=2,
+)  # fmt: skip
 
 
 def layout_of(*widths, history=0, sizes=9):
-    """One field for each width; above 1 it is a multi field. A history of the last field's ids follows."""
+    """One field for each width, above 1 a multi field; the last is the item's. Each history event has its id and a
+    label."""
     fields, start, offset = [], 0, 1
     for place, width in enumerate(widths):
-        kind = "category" if width == 1 else "multi"
-        fields.append(FieldSlots(f"field{place}", "user", kind, start, width, offset, sizes))
+        side, kind = "item" if place == len(widths) - 1 else "user", "category" if width == 1 else "multi"
+        fields.append(FieldSlots(f"field{place}", side, kind, start, width, offset, sizes))
         start, offset = start + width, offset + sizes
     last = fields[-1]
-    seen = (FieldSlots("history", "item", last.kind, start, history, last.offset, sizes),) if history else ()
-    return InputLayout(tuple(fields), seen)
+    seen = FieldSlots("history", "user", last.kind, start, history, last.offset, sizes)
+    label = FieldSlots("history_label", "user", "category", start + history, history, offset, 5)
+    return InputLayout(tuple(fields), (seen, label) if history else ())
 
 
 def sided(*sides):
@@ -33,17 +38,22 @@ def sided(*sides):
 
 #: Users', items' and the context's fields in between each other.
 SIDED = sided(("user", 1), ("item", 3), ("context", 1), ("item", 1), ("user", 2))
-MIXED = layout_of(1, 3, 1, 1, 2, history=2)
+MIXED = layout_of(1, 3, 1, 1, 2, history=4)
+PLAIN = layout_of(1, 1, 1, history=3)
 
 
 def ids_of(layout, rows=11, seed=3):
-    """Random ids that fit; multi fields and the history padded after a random number of values."""
+    """Random ids that fit; multi fields padded after a random number of values, histories before their events."""
     random = np.random.default_rng(seed)
     ids = np.zeros((rows, layout.width), dtype=np.int64)
     for slots in (*layout.fields, *layout.history):
         drawn = random.integers(slots.offset, slots.offset + slots.size, (rows, slots.width))
         filled = random.integers(1, slots.width + 1, (rows, 1))
-        ids[:, slots.start : slots.stop] = np.where(np.arange(slots.width) < filled, drawn, 0)
+        there = np.arange(slots.width) < filled
+        if slots in layout.history:
+            # The rows take turns from no event to as many as fit, alike for all attributes.
+            there = np.arange(slots.width)[::-1] < np.arange(rows)[:, None] % (slots.width + 1)
+        ids[:, slots.start : slots.stop] = np.where(there, drawn, 0)
     return torch.from_numpy(ids)
 
 

@@ -124,7 +124,69 @@ def xdeepfm(model, w, e, ids):
     return np.concatenate([first_order(model, w, ids, "first_order"), *pooled, mlp(w, e.ravel())])
 
 
-BY_NAME = {f.__name__: f for f in (wide_deep, deepfm, dcn, dcnv2, pnn, autoint, fibinet, xdeepfm)}
+def events_of(model, w, ids):
+    """The rows of a history's events, oldest first, each attribute after the other; empty slots are left out."""
+    table, seen = w["embedding.table.weight"], model.layout.history
+    places = [place for place in range(seen[0].width) if ids[seen[0].start + place] != 0]
+    return [np.concatenate([table[ids[slots.start + place]] for slots in seen]) for place in places]
+
+
+def mean_history(model, w, e, ids):
+    events = events_of(model, w, ids)
+    width = len(model.layout.history) * e.shape[1]
+    return mlp(w, np.concatenate([e.ravel(), np.mean(events, axis=0) if events else np.zeros(width)]))
+
+
+def din(model, w, e, ids):
+    shown, interest = e[-1], np.zeros(len(model.layout.history) * e.shape[1])
+    for event in events_of(model, w, ids):
+        item = event[: len(shown)]
+        x = np.concatenate([event, shown, item - shown, item * shown])
+        x = w["unit.first.weight"] @ x + w["unit.first.bias"]
+        for layer in range(len(model.config.activation)):
+            x = np.where(x > 0, x, w[f"unit.rest.{2 * layer}.weight"][0] * x)
+            x = w[f"unit.rest.{2 * layer + 1}.weight"] @ x + w[f"unit.rest.{2 * layer + 1}.bias"]
+        interest += x[0] * event
+    return mlp(w, np.concatenate([e.ravel(), interest]))
+
+
+def layer_norm(w, name, x):
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def attended(query, keys, values, heads):
+    """Scaled dot-product attention of one query."""
+    size, out = len(query) // heads, np.zeros_like(query)
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        shares = softmax(np.array([query[part] @ key[part] for key in keys]) / np.sqrt(size))
+        out[part] = sum(share * value[part] for share, value in zip(shares, values, strict=True))
+    return out
+
+
+def bst(model, w, e, ids):
+    length, width = model.layout.history[0].width, model.config.attention_dim
+    events = events_of(model, w, ids)
+    candidate = np.concatenate([e[-1], np.zeros((len(model.layout.history) - 1) * e.shape[1])])
+    tokens = [w["token.weight"] @ row for row in [*events, candidate]]
+    for number in range(model.config.sequence_layers):
+        name = f"layers.{number}"
+        parts = [np.split(w[f"{name}.project.weight"] @ token, 3) for token in tokens]
+        queries, keys, values = zip(*parts, strict=True)
+        following = []
+        for token, query in zip(tokens, queries, strict=True):
+            heard = w[f"{name}.output.weight"] @ attended(query, keys, values, model.config.heads)
+            s = layer_norm(w, f"{name}.norms.0", token + heard)
+            inner = w[f"{name}.inner.weight"] @ s + w[f"{name}.inner.bias"]
+            outer = w[f"{name}.outer.weight"] @ np.where(inner > 0, inner, 0.01 * inner) + w[f"{name}.outer.bias"]
+            following.append(layer_norm(w, f"{name}.norms.1", s + outer))
+        tokens = following
+    empty = np.zeros((length - len(events)) * width)
+    return mlp(w, np.concatenate([e.ravel(), empty, *tokens]))
+
+
+WITHOUT_HISTORY = (wide_deep, deepfm, dcn, dcnv2, pnn, autoint, fibinet, xdeepfm)
+BY_NAME = {f.__name__: f for f in (*WITHOUT_HISTORY, mean_history, din, bst)}
 
 
 def representation(name, model, ids):

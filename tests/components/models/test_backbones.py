@@ -7,9 +7,9 @@ import torch
 from components.dataset.errors import UserError
 from components.dataset.layout import RESERVED_CODES
 from components.models.config import BackboneConfig
-from components.models.registry import BACKBONES, build_backbone, name_of
+from components.models.registry import BACKBONES, build_backbone, name_of, reads_history
 from tests.components.models import naive
-from tests.components.models.making import MIXED, SMALL, ids_of, layout_of, model_of
+from tests.components.models.making import MIXED, PLAIN, SMALL, ids_of, layout_of, model_of
 
 VARIANTS = [(name, {}) for name in BACKBONES] + [
     ("dcnv2", {"cross_rank": 3}),
@@ -23,10 +23,10 @@ VARIANTS = [(name, {}) for name in BACKBONES] + [
 
 
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
-@pytest.mark.parametrize("layout", [MIXED, layout_of(1, 1, 1)], ids=["mixed", "plain"])
+@pytest.mark.parametrize("layout", [MIXED, PLAIN], ids=["mixed", "plain"])
 def test_a_backbone_is_its_papers_formula(name, changes, layout):
     model = model_of(name, layout, SMALL.model_copy(update=changes))
-    ids = ids_of(layout)
+    ids = ids_of(model.layout)
     with torch.no_grad():
         found = model.representation(ids).numpy()
         logits = model(ids).numpy()
@@ -113,8 +113,32 @@ def test_names_are_found_again():
 
 
 def test_an_unknown_backbone_is_named():
-    with pytest.raises(UserError, match="'autoit' is unknown; write one of: autoint, dcn"):
+    with pytest.raises(UserError, match="'autoit' is unknown; write one of: autoint, bst, dcn"):
         build_backbone("autoit", MIXED, SMALL)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if reads_history(name)])
+def test_a_backbone_with_history_needs_one(name):
+    with pytest.raises(UserError, match="reads the user's history of items, but the data set has none; add 'history'"):
+        build_backbone(name, MIXED.without_history(), SMALL)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if reads_history(name)])
+def test_rows_do_not_see_each_other_and_an_empty_slot_is_nothing(name):
+    """What stands in an empty slot's other attributes changes nothing, nor does the rest of the batch."""
+    model, ids = model_of(name), ids_of(MIXED)
+    with torch.no_grad():
+        whole = model(ids)
+        dirty = ids.clone()
+        label = MIXED.history[1]
+        block = dirty[:, label.start : label.stop]
+        block[block == 0] = label.offset + 1
+        torch.testing.assert_close(model(dirty), whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat([model(row) for row in ids.split(1)]), whole, rtol=1e-5, atol=1e-5)
+        changed = ids.clone()
+        changed[:, label.stop - 1] = label.offset + 4
+        differs = (model(changed) - whole).abs() > 1e-6
+    assert differs[ids[:, MIXED.history[0].stop - 1] != 0].any(), "the label of the last event counts"
 
 
 def test_pairs_need_two_fields():

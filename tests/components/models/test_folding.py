@@ -9,10 +9,10 @@ from components.dataset.layout import CANDIDATE, REQUEST
 from components.models.autoint import InteractingLayer, MergedLayer
 from components.models.config import BackboneConfig
 from components.models.export import export_folded, without_batch_norm
-from components.models.registry import BACKBONES
+from components.models.registry import BACKBONES, reads_history
 from tests.components.models.making import MIXED, SIDED, SMALL, ids_of, model_of, sided
 
-FOLDED = sorted({*BACKBONES} - {"fibinet", "xdeepfm"})
+FOLDED = sorted({name for name in BACKBONES if not reads_history(name)} - {"fibinet", "xdeepfm"})
 PLAIN = sided(("user", 1), ("context", 1), ("item", 1), ("item", 1))
 VARIANTS = [(name, {}) for name in FOLDED] + [
     ("autoint", {"layers": 1}),
@@ -85,10 +85,11 @@ def test_the_files_equal_the_model_and_parts_are_an_items_own(name, tmp_path):
         ("fibinet", SIDED, {}),
         ("xdeepfm", SIDED, {}),
         ("dcnv2", SIDED, {"cross_rank": 2}),
-        ("autoint", MIXED, {}),
+        ("din", MIXED, {}),
+        ("autoint", sided(("user", 1), ("user", 3)), {}),
         ("autoint", sided(("item", 1), ("item", 1)), {}),
     ],
-    ids=["fibinet", "xdeepfm", "experts", "users only", "items only"],
+    ids=["fibinet", "xdeepfm", "experts", "history", "users only", "items only"],
 )
 def test_what_cannot_be_folded_is_left_whole(name, layout, changes, tmp_path):
     model = model_of(name, layout, SMALL.model_copy(update=changes))
