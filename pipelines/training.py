@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.dataset.errors import UserError
 from pipelines import steps
 from pipelines.policy import on_cpu, on_gpu
 from pipelines.settings import COLLABORATIVE, RunSettings
@@ -23,8 +24,14 @@ class Result(NamedTuple):
 
 
 def training_pipeline(settings: RunSettings) -> BaseComponent:
-    """The training pipeline of one method; every other setting is a pipeline parameter with a default."""
+    """The training pipeline of one method; every other setting is a pipeline parameter with a default.
+
+    Raises:
+        UserError: the collaborative-only method is asked to learn from texts.
+    """
     method = settings.method
+    if method == COLLABORATIVE and settings.finetune.reads_texts:
+        raise UserError("finetune.map_rows and finetune.auxiliary.weight need texts; write --method ctrl")
     default: dict[str, Any] = settings.parameters()
 
     @dsl.pipeline(name=f"tandem-training-{method}", description=f"Train, gate and deploy with method {method}.")
@@ -58,13 +65,14 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
             texts = prompts.outputs["prompts"]
             with dsl.ParallelFor(prompts.outputs["Output"], name="shards", parallelism=100) as shard:
                 encoded = on_gpu(steps.encode(prompts=texts, settings=encode, shard=shard, shards=shards))
-            embeddings = dsl.Collected(encoded.outputs["embeddings"])
+            # One for each consumer: the compiler changes the object that it is handed.
+            shared, own = (dsl.Collected(encoded.outputs["embeddings"]) for _ in range(2))
             aligned = on_gpu(
-                steps.align(training_set=rows, prompts=texts, embeddings=embeddings, settings=align, **architecture)
+                steps.align(training_set=rows, prompts=texts, embeddings=shared, settings=align, **architecture)
             )
             learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
             candidate = steps.finetune(
-                training_set=rows, arm=method, settings=finetune, checkpoint=learnt["checkpoint"], **architecture
+                training_set=rows, arm=method, settings=finetune, embeddings=own, **learnt, **architecture
             )
             arms["aligned"] = on_gpu(candidate).set_display_name(f"finetune-{method}").outputs["trained"]
 

@@ -18,16 +18,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.dataset import embeddings, prompts, training_set, vocabulary
 from components.dataset.catalog import load_spec
 from components.dataset.spec import IMPRESSION_ID, DatasetSpec
 from components.dataset.training_set import TrainingSet
 from components.run import aside, read_json
+from components.training import checkpoints
+from components.training.metrics import Floats
 from pipelines.settings import COLLABORATIVE, RunSettings
 
 log = logging.getLogger("tandem.compare")
 
 #: Settings of encode that change where and how fast vectors are made, and not the vectors.
 ENCODE_RESOURCES = {"processes", "batch_tokens", "block", "cache", "device"}
+#: What an older version kept in another format is made again.
+FORMATS = [module.FORMAT for module in (training_set, vocabulary, prompts, embeddings, checkpoints)]
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,18 @@ def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path
         "seed": settings.seed,
     }
     prompts = embeddings = aligned = None
-    if settings.method != COLLABORATIVE:
+    if settings.method != COLLABORATIVE or settings.finetune.reads_texts:
         prompts = store.place("prompts", data=training_set.name, prompt=settings.prompt.model_dump(mode="json"))
         encode = settings.encode.model_dump(mode="json", exclude=ENCODE_RESOURCES)
         embeddings = store.place("embeddings", prompts=prompts.name, encode=encode)
+    if embeddings is not None and settings.method != COLLABORATIVE:
         stage_1 = {"embeddings": embeddings.name, "align": settings.align.model_dump(mode="json")}
         aligned = store.place("aligned", **network, **stage_1)
-    trained = store.place("trained", **network, finetune=finetune, start=aligned.name if aligned else None)
+    read = {
+        "start": aligned.name if aligned else None,
+        "texts": embeddings.name if embeddings and settings.finetune.reads_texts else None,
+    }
+    trained = store.place("trained", **network, finetune=finetune, **read)
     places = training_set, prompts, embeddings, aligned, trained
     return Trial(arm, settings.backbone, settings.seed, settings, *places)
 
@@ -116,8 +126,8 @@ def make_training_set(store: Store, settings: RunSettings) -> Path:
     from components.validate.step import validate
 
     spec = load_spec(settings.dataset)
-    checks = settings.checks.model_dump(mode="json")
-    output = store.place("training_sets", spec=spec.to_yaml(), sources=_fingerprints(spec), checks=checks)
+    decides = {"sources": _fingerprints(spec), "checks": settings.checks.model_dump(mode="json"), "formats": FORMATS}
+    output = store.place("training_sets", spec=spec.to_yaml(), **decides)
     if not output.is_dir():
         tables = store.root / "validated" / output.name
         validate(settings.dataset, tables, tables.with_name(f"{tables.name}-docs"), settings.checks)
@@ -168,17 +178,38 @@ def _align(trial: Trial) -> None:
 
 def _train(trial: Trial, part: str) -> None:
     """Train where that has not been done, and score the part once."""
-    from components.evaluate.scoring import arm_scorer
     from components.finetune.step import finetune
+    from components.models.registry import reads_history
 
     settings = trial.settings
     if not trial.trained.is_dir():
         training = settings.finetune.model_copy(update={"threads": 1})
         start = trial.backbone, settings.model, training, trial.seed, trial.aligned
-        finetune(trial.training_set, trial.trained, trial.arm, *start)
-    data = TrainingSet.open(trial.training_set)
-    scorer = arm_scorer(trial.arm, trial.trained, data.layout, settings.evaluate.model_copy(update={"threads": 1}))
-    probabilities = pa.array(scorer(data.arrays(part).ids))
+        texts = trial.prompts, [trial.embeddings] if trial.embeddings else None
+        finetune(trial.training_set, trial.trained, trial.arm, *start, *texts)
+    data = TrainingSet.open(trial.training_set).for_model(reads_history(trial.backbone))
     impressions = data.table(part, [IMPRESSION_ID])[IMPRESSION_ID]
+    probabilities = pa.array(_probabilities(trial, data, part))
     with aside(trial.scores(part)) as draft:
         pq.write_table(pa.table({IMPRESSION_ID: impressions, "probability": probabilities}), draft)
+
+
+def _probabilities(trial: Trial, data: TrainingSet, part: str) -> Floats:
+    """A part's probabilities [n]; where the arm has learnt to map rows, new users and items are given theirs."""
+    import torch
+
+    from components.evaluate.scoring import sound
+    from components.training.checkpoints import load_model
+    from components.training.device import pick_device
+    from components.training.growth import FILE, NewRows, grown_for
+    from components.training.loop import predict
+    from components.training.texts import read_texts
+
+    model, vocabulary = load_model(trial.trained), data.vocabulary
+    if (trial.trained / FILE).is_file():
+        assert trial.prompts and trial.embeddings  # noqa: S101  (maps of rows were learnt from them)
+        texts, _ = read_texts(trial.prompts, [trial.embeddings], torch.device("cpu"))
+        model, vocabulary = grown_for(model, NewRows.load(trial.trained), data, texts, part)
+    table = data.table(part, list(vocabulary.columns))
+    ids = vocabulary.encode({name: table[name] for name in table.column_names})
+    return sound(f"arm '{trial.arm}'", predict(model.to(pick_device()), ids))

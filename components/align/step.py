@@ -9,24 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from components.align.heads import Heads, TextRows
 from components.align.settings import AlignSettings
-from components.dataset.embeddings import EmbeddingSet
-from components.dataset.errors import UserError
-from components.dataset.prompts import PromptSet
 from components.dataset.training_set import TrainingSet
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
-from components.objectives.contrastive import equal_pairs, info_nce
+from components.objectives.contrastive import info_nce
 from components.objectives.health import report, retrieval_accuracy
 from components.training.checkpoints import save_model
+from components.training.contrast import Contrast
 from components.training.device import pick_device
 from components.training.loop import TrainingError
 from components.training.seeds import seed_everything
+from components.training.texts import TextRows, read_texts
 
 log = logging.getLogger("tandem.align")
 PARTS = ("train", "valid")
@@ -39,15 +36,13 @@ class Alignment:
         self, model: CollaborativeModel, texts: TextRows, data: TrainingSet, settings: AlignSettings, seed: int
     ) -> None:
         self.device = pick_device()
-        self.settings, self.texts = settings, texts
+        self.settings = settings
         self.model = model.to(self.device)
-        self.heads = Heads(texts.width, model.width, settings).to(self.device)
         arrays = {part: data.arrays(part) for part in PARTS}
+        self.contrast = Contrast(texts, arrays, model.width, settings).to(self.device)
         self.ids = {part: torch.from_numpy(rows.ids).to(self.device) for part, rows in arrays.items()}
-        pairs = {part: np.stack([rows.user_codes, rows.item_codes], 1) for part, rows in arrays.items()}
-        self.pairs = {part: torch.from_numpy(keys).to(self.device) for part, keys in pairs.items()}
         self.generator = torch.Generator().manual_seed(seed)
-        weights = [*self.model.parameters(), *self.heads.parameters()]
+        weights = [*self.model.parameters(), *self.contrast.parameters()]
         self.optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         size = min(settings.batch_size, len(self.ids["train"]))
         self.batches = len(self.ids["train"]) // size
@@ -92,16 +87,9 @@ class Alignment:
                 yield number / self.batches, float(total) / (number - first)
                 total, first = torch.zeros_like(total), number
 
-    def _projected(self, part: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        projected: tuple[Tensor, Tensor] = self.heads.project(
-            self.texts(part, rows), self.model.representation(self.ids[part][rows])
-        )
-        return projected
-
     def _loss(self, part: str, rows: Tensor) -> Tensor:
-        similarities = self.heads.similarities(*self._projected(part, rows))
-        same = equal_pairs(self.pairs[part][rows]) if self.settings.mask_duplicates else None
-        return info_nce(*similarities, self.settings.temperature, same)
+        loss: Tensor = self.contrast(part, rows, self.model.representation(self.ids[part][rows]))
+        return loss
 
     def health(self) -> dict[str, Any]:
         """The health report on validation rows, which alignment has not seen."""
@@ -109,9 +97,9 @@ class Alignment:
         count = min(self.settings.health_rows, len(self.ids["valid"]))
         rows = torch.linspace(0, len(self.ids["valid"]) - 1, count, device=self.device).long()
         with torch.inference_mode():
-            text, table = self._projected("valid", rows)
-            by_text, by_table = self.heads.similarities(text, table)
-            same = equal_pairs(self.pairs["valid"][rows])
+            text, table = self.contrast.project("valid", rows, self.model.representation(self.ids["valid"][rows]))
+            by_text, by_table = self.contrast.heads.similarities(text, table)
+            same = self.contrast.same("valid", rows)
             found = {
                 "loss": float(info_nce(by_text, by_table, self.settings.temperature, same)),
                 "retrieval_by_text": retrieval_accuracy(by_text, same),
@@ -132,7 +120,8 @@ def align(
 ) -> dict[str, Any]:
     """Align and write the collaborative model's checkpoint with health.json and curve.json.
 
-    Neither the projections nor anything of the PLM goes into the checkpoint.
+    Neither the projections nor anything of the PLM goes into the model; the projections lie beside it, for a stage 2
+    that keeps the alignment on.
 
     Returns:
         The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, and what encoding cost.
@@ -141,8 +130,7 @@ def align(
         UserError: the embeddings do not belong to the prompts, or are no numbers.
     """
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
-    encoded = EmbeddingSet.open(embeddings)
-    texts = _text_rows(PromptSet.open(prompts), encoded)
+    texts, encoded = read_texts(prompts, embeddings, pick_device())
     seed_everything(seed)
     work = Alignment(build_backbone(backbone, data.layout, model), texts, data, settings, seed)
     before = work.health()
@@ -163,18 +151,5 @@ def align(
     )
     named = {name: encoded.meta.get(name) for name in ("plm", "plm_revision", "plm_digest")}
     meta = {"seed": seed, "settings": settings.model_dump(mode="json"), **named}
-    save_model(output, work.model, meta, {"health.json": health, "curve.json": {"history": curve}})
+    save_model(output, work.model, meta, {"health.json": health, "curve.json": {"history": curve}}, work.contrast.save)
     return health
-
-
-def _text_rows(prompts: PromptSet, embeddings: EmbeddingSet) -> TextRows:
-    matrix = embeddings.matrix()
-    index = {part: np.stack(list(prompts.index(part).values()), 1).astype(np.int64) for part in PARTS}
-    highest = max(int(numbers.max()) for numbers in index.values())
-    if highest >= len(matrix):
-        raise UserError(f"the prompts name text {highest}, but there are {len(matrix)} embeddings; run encode again")
-    unsound = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if len(unsound):
-        raise UserError(f"the embedding of text {unsound[0]} holds what is no number; run encode again")
-    columns = {part: torch.from_numpy(numbers) for part, numbers in index.items()}
-    return TextRows(torch.from_numpy(matrix), columns, pick_device())

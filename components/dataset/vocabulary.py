@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -190,6 +190,20 @@ class Vocabulary:
             if field.name == name:
                 return field
         raise KeyError(name)
+
+    def extended(self, name: str, values: Sequence[str]) -> Self:
+        """The vocabulary with more values of one field, which get the codes behind those that it has.
+
+        Raises:
+            KeyError: the model has no such input.
+            ValueError: a value is known already or given twice.
+        """
+        field = self.field(name)
+        known = sorted(set(values) & set(field.values))
+        if known or len(set(values)) < len(values):
+            raise ValueError(f"field '{name}' has these values already, or they are given twice: {known[:5]}")
+        larger = replace(field, values=(*field.values, *values))
+        return replace(self, fields=tuple(larger if one is field else one for one in self.fields))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ def finetune(
     seed: int,
     trained: dsl.Output[dsl.Model],
     checkpoint: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045  (kfp knows this spelling only)
+    prompts: Optional[dsl.Input[dsl.Dataset]] = None,  # noqa: UP045
+    embeddings: Optional[dsl.Input[list[dsl.Artifact]]] = None,  # noqa: UP045
 ) -> None:
     """Train the collaborative model on clicks, from an aligned checkpoint or from scratch.
 
@@ -29,17 +31,20 @@ def finetune(
         seed: Seed of initialisation and shuffling.
         trained: The model (safetensors and JSON) and its training curve.
         checkpoint: The aligned model to start from; none for the collaborative-only arm.
+        prompts: The prompt_transform step's folder, for mapped rows and alignment beside the clicks; or none.
+        embeddings: The encode step's folders; or none.
     """
     from pathlib import Path
 
     from components.run import step
 
     rows, output = Path(training_set.path), Path(trained.path)
-    start = Path(checkpoint.path) if checkpoint else None
-    with step(f"finetune-{arm}", output, [rows, start] if start else [rows]):
+    start, said = (Path(given.path) if given else None for given in (checkpoint, prompts))
+    shards = [Path(part.path) for part in embeddings or []]
+    with step(f"finetune-{arm}", output, [path for path in (rows, start, said, *shards) if path]):
         from components.finetune.settings import FinetuneSettings
         from components.finetune.step import finetune
         from components.models.config import BackboneConfig
 
         arguments = arm, backbone, BackboneConfig(**model), FinetuneSettings(**settings), int(seed), start
-        finetune(rows, output, *arguments)
+        finetune(rows, output, *arguments, said, shards)

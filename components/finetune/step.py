@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from components.dataset.errors import UserError
-from components.dataset.training_set import TrainingSet
+from components.dataset.training_set import SplitArrays, TrainingSet
 from components.finetune.settings import FinetuneSettings
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
 from components.training.checkpoints import load_model, save_model
+from components.training.contrast import HEADS, Contrast
 from components.training.device import pick_device
+from components.training.growth import settle
+from components.training.learner import Learner
 from components.training.loop import fit
+from components.training.newcomers import Hiding, RowMaps
 from components.training.seeds import seed_everything
+from components.training.texts import TextRows, read_texts
 
 log = logging.getLogger("tandem.finetune")
 
@@ -30,31 +36,88 @@ def finetune(
     settings: FinetuneSettings,
     seed: int,
     checkpoint: Path | None,
+    prompts: Path | None = None,
+    embeddings: list[Path] | None = None,
 ) -> dict[str, Any]:
-    """Train one arm and write its checkpoint and curve.json.
+    """Train one arm and write its checkpoint and curve.json, and the maps of new ids' rows where it has learnt them.
 
-    Every arm of a run is given the same seed, so that all see the same batches in the same order.
+    Every arm of a run is given the same seed, so that all see the same batches in the same order. Prompts and
+    embeddings are read where the settings ask for mapped rows or for alignment beside the clicks. An arm that is given
+    none is the one that has never met the PLM, and does without both.
 
     Returns:
         The training curve with the chosen epoch.
 
     Raises:
-        UserError: the checkpoint was made for another training set or backbone.
+        UserError: the checkpoint was made for another training set or backbone, or rows are to be mapped for a
+            backbone that reads the history.
     """
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    texts = _texts(settings, prompts, embeddings)
     seed_everything(seed)
     network = build_backbone(backbone, data.layout, model)
     if checkpoint is not None:
         _continue_from(network, checkpoint)
-    network = network.to(pick_device())
-    result = fit(network, data.arrays("train"), data.arrays("valid"), settings, seed)
+    train = data.arrays("train")
+    learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
+    result = fit(learner, train, data.arrays("valid"), settings, seed)
     log.info("%s: epoch %d of %d kept", arm, result.best_epoch, len(result.history))
+    new = settle(network, learner.maps, texts, train) if learner.maps is not None and texts is not None else None
     curve = {"arm": arm, **result.to_json()}
     meta = {"arm": arm, "seed": seed, "settings": settings.model_dump(mode="json"), "best_epoch": result.best_epoch}
-    save_model(output, network, meta, {"curve.json": curve})
+    save_model(output, network, meta, {"curve.json": curve}, beside=new.save if new else None)
     return curve
+
+
+def _texts(settings: FinetuneSettings, prompts: Path | None, embeddings: list[Path] | None) -> TextRows | None:
+    if prompts is None or not embeddings or not settings.reads_texts:
+        return None
+    return read_texts(prompts, embeddings, pick_device())[0]
+
+
+def _learner(
+    network: CollaborativeModel,
+    settings: FinetuneSettings,
+    train: SplitArrays,
+    texts: TextRows | None,
+    checkpoint: Path | None,
+) -> Learner:
+    """The network with what the settings put beside it, made in this order whatever else is set."""
+    shares = {"user": settings.hidden_users, "item": settings.hidden_items}
+    hiding = Hiding(network.layout, train, shares) if any(shares.values()) else None
+    maps = contrast = None
+    if texts is not None and settings.map_rows:
+        if network.reads_history:
+            raise UserError("finetune.map_rows: events of a history have no texts here; choose a backbone without one")
+        maps = RowMaps(network.layout, settings.map_rows, texts.dim, network.config.embedding_dim)
+    auxiliary = settings.auxiliary
+    if texts is not None and auxiliary.weight > 0:
+        contrast = Contrast(texts, {"train": train}, network.width, auxiliary)
+        if checkpoint is not None:
+            _continue_heads(contrast, checkpoint)
+    return Learner(
+        network,
+        hiding=hiding,
+        maps=maps,
+        texts=texts,
+        contrast=contrast,
+        weight=auxiliary.weight,
+        rows=auxiliary.rows,
+    )
+
+
+def _continue_heads(contrast: Contrast, checkpoint: Path) -> None:
+    """Take stage 1's projections over: fresh ones would pull the aligned representation apart at first."""
+    weights = load_file(str(checkpoint / HEADS))
+    fresh = contrast.heads.state_dict()
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in fresh.items()}:
+        raise UserError(
+            "finetune.auxiliary has other projections than align; "
+            "give similarity, projection, subspaces and width alike"
+        )
+    contrast.heads.load_state_dict(weights)
 
 
 def _continue_from(network: CollaborativeModel, checkpoint: Path) -> None:

@@ -25,11 +25,11 @@ class Batches:
         """Number of rows."""
         return len(self.labels)
 
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Ids [size, W] and labels [size] of one epoch, the rest that fills no batch left out if it is not alone."""
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Ids [size, W], labels [size] and places [size] of one epoch; the rest is left out if it is not alone."""
         order = torch.randperm(len(self), generator=generator).to(self.ids.device)
         # Batch norm cannot take a batch of one row, and a short last batch is a noisy step.
         full = max(len(self) // size * size, min(len(self), size))
         for start in range(0, full, size):
             rows = order[start : start + size]
-            yield self.ids[rows], self.labels[rows]
+            yield self.ids[rows], self.labels[rows], rows

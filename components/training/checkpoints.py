@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ WEIGHTS = "model.safetensors"
 
 
 def save_model(
-    path: Path, model: CollaborativeModel, meta: dict[str, Any], extra: dict[str, Any] | None = None
+    path: Path,
+    model: CollaborativeModel,
+    meta: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a checkpoint folder at once.
 
@@ -29,6 +34,7 @@ def save_model(
         model: The collaborative model.
         meta: What is to be known of its making; JSON.
         extra: Contents of further JSON files by name.
+        beside: Writes what else belongs into the folder.
     """
     described = {
         "backbone": name_of(model),
@@ -44,6 +50,8 @@ def save_model(
         config = {"format": FORMAT, **described, **digests}
         for name, content in {"config.json": config, **(extra or {})}.items():
             (draft / name).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        if beside is not None:
+            beside(draft)
 
 
 def load_model(path: Path) -> CollaborativeModel:

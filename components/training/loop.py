@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from components.dataset.training_set import SplitArrays
 from components.models.base import CollaborativeModel
 from components.training.batches import Batches
+from components.training.learner import Learner
 from components.training.metrics import auc, logloss
 from components.training.settings import LoopSettings
 
@@ -66,46 +66,55 @@ def predict(model: CollaborativeModel, ids: npt.NDArray[Any], batch_size: int = 
 
 
 def fit(
-    model: CollaborativeModel, train: SplitArrays, valid: SplitArrays, settings: LoopSettings, seed: int
+    model: CollaborativeModel | Learner, train: SplitArrays, valid: SplitArrays, settings: LoopSettings, seed: int
 ) -> FitResult:
     """Train until the validation AUC has not risen for `patience` epochs; the best epoch's weights remain.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
-    device = next(model.parameters()).device
-    batches = Batches(train, device)
-    generator = torch.Generator().manual_seed(seed)
-    optimizers = _optimizers(model, settings)
-    result, best, since = FitResult(), _weights(model), 0
+    learner = model if isinstance(model, Learner) else Learner(model)
+    batches = Batches(train, next(learner.parameters()).device)
+    # Two of them: the batches are the same whether ids are hidden or not.
+    order, hiding = (torch.Generator().manual_seed(seed) for _ in range(2))
+    optimizers = _optimizers(learner, settings)
+    result, best, since = FitResult(), _weights(learner), 0
     for epoch in range(1, settings.epochs + 1):
         started = time.perf_counter()
-        loss = _epoch(model, batches.shuffled(settings.batch_size, generator), optimizers, settings)
-        line = _validated(model, valid, epoch, loss, optimizers, started)
+        learner.model.embedding.requires_grad_(epoch > settings.frozen_epochs)
+        loss = _epoch(learner, batches.shuffled(settings.batch_size, order), optimizers, settings, hiding)
+        line = _validated(learner, valid, epoch, loss, optimizers, started)
         result.history.append(line)
         log.info("epoch %d: loss %.4f, validation AUC %.4f, %.1f s", epoch, loss, line.valid_auc, line.seconds)
         if line.valid_auc > result.best_auc:
-            result.best_epoch, result.best_auc, best, since = epoch, line.valid_auc, _weights(model), 0
+            result.best_epoch, result.best_auc, best, since = epoch, line.valid_auc, _weights(learner), 0
             continue
         since += 1
         if since >= settings.patience:
             break
         if settings.plateau_factor < 1:
-            model.load_state_dict(best)
+            learner.load_state_dict(best)
             for group in _groups(optimizers):
                 group["lr"] *= settings.plateau_factor
-    model.load_state_dict(best)
+    learner.load_state_dict(best)
+    learner.model.embedding.requires_grad_(True)
     return result
 
 
-def _optimizers(model: CollaborativeModel, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+def _optimizers(learner: Learner, settings: LoopSettings) -> list[torch.optim.Optimizer]:
     """Adam for all dense parameters; a lazy Adam for tables whose gradients are sparse."""
-    sparse = {id(module.weight) for module in model.modules() if getattr(module, "sparse", False)}
-    lazy = [parameter for parameter in model.parameters() if id(parameter) in sparse]
-    dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse]
-    found: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, lr=settings.learning_rate, fused=True)]
-    if lazy:
-        found.append(torch.optim.SparseAdam(lazy, lr=settings.learning_rate))
+    sparse = {id(module.weight) for module in learner.modules() if getattr(module, "sparse", False)}
+    rows = {id(parameter) for parameter in learner.model.embedding.parameters()}
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in learner.parameters():
+        kinds.setdefault((id(parameter) in sparse, id(parameter) in rows), []).append(parameter)
+    groups: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for (is_sparse, is_row), parameters in sorted(kinds.items()):
+        rate = settings.learning_rate * (settings.embedding_rate if is_row else 1.0)
+        groups[is_sparse].append({"params": parameters, "lr": rate})
+    found: list[torch.optim.Optimizer] = [torch.optim.Adam(groups[False], fused=True)]
+    if groups[True]:
+        found.append(torch.optim.SparseAdam(groups[True]))
     return found
 
 
@@ -115,22 +124,17 @@ def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict[str, Any]]
 
 
 def _epoch(
-    model: CollaborativeModel,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    learner: Learner,
+    batches: Iterator[tuple[Tensor, Tensor, Tensor]],
     optimizers: list[torch.optim.Optimizer],
     settings: LoopSettings,
+    hiding: torch.Generator,
 ) -> float:
-    model.train()
+    learner.train()
     # Losses are summed on the device: reading each one would make a GPU wait.
-    total, steps = torch.zeros((), device=next(model.parameters()).device), 0
-    for ids, labels in batches:
-        rows = model.embedding(ids)
-        logits = model.logits(model.interact(rows, ids))
-        loss = functional.binary_cross_entropy_with_logits(logits, labels)
-        objective = loss
-        if settings.embedding_l2 > 0:
-            # On the rows that the batch read, so that its cost does not grow with the vocabulary.
-            objective = loss + settings.embedding_l2 * rows.square().sum((1, 2)).mean()
+    total, steps = torch.zeros((), device=next(learner.parameters()).device), 0
+    for ids, labels, rows in batches:
+        loss, objective = learner.losses(ids, labels, rows, settings, hiding)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         objective.backward()  # type: ignore[no-untyped-call]
@@ -145,14 +149,14 @@ def _epoch(
 
 
 def _validated(
-    model: CollaborativeModel,
+    learner: Learner,
     valid: SplitArrays,
     epoch: int,
     loss: float,
     optimizers: list[torch.optim.Optimizer],
     started: float,
 ) -> Epoch:
-    scores = predict(model, valid.ids)
+    scores = learner.predict("valid", valid.ids)
     area, cross_entropy = auc(valid.labels, scores), logloss(valid.labels, scores)
     if area is None or cross_entropy is None:
         raise TrainingError("the validation part holds one class only; change split.ratios so that it holds both")
@@ -160,5 +164,5 @@ def _validated(
     return Epoch(epoch, loss, area, cross_entropy, rate, round(time.perf_counter() - started, 3))
 
 
-def _weights(model: CollaborativeModel) -> dict[str, Tensor]:
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

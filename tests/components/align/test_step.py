@@ -125,7 +125,7 @@ def test_embeddings_that_are_no_numbers_are_refused(inputs, tmp_path):
 
 
 def test_a_loss_that_is_no_number_leaves_nothing(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(Alignment, "_loss", lambda self, *_: self.heads.text.weight.sum() * math.nan)
+    monkeypatch.setattr(Alignment, "_loss", lambda self, *_: self.contrast.heads.text.weight.sum() * math.nan)
     with pytest.raises(TrainingError, match="learning_rate"):
         aligned(inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()

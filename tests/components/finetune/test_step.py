@@ -57,8 +57,8 @@ def test_an_aligned_checkpoint_gives_all_but_the_output(data, tmp_path, monkeypa
     path, opened = data
     started = {}
 
-    def look(model, *_):
-        started.update({name: value.clone() for name, value in model.state_dict().items()})
+    def look(learner, *_):
+        started.update({name: value.clone() for name, value in learner.model.state_dict().items()})
         raise InterruptedError
 
     monkeypatch.setattr("components.finetune.step.fit", look)
@@ -87,3 +87,13 @@ def test_a_checkpoint_of_something_else_is_refused(data, tmp_path, other):
     with pytest.raises(UserError, match="run align again"):
         finetune(path, tmp_path / "out", "ctrl", backbone, config, SETTINGS, 1, checkpoint)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_without_texts_is_the_same_whatever_is_made_of_texts(data, tmp_path):
+    path, _ = data
+    for name, more in (("plain", {}), ("asked", {"map_rows": ("user", "item"), "auxiliary": {"weight": 0.1}})):
+        settings = FinetuneSettings(**{**SETTINGS.model_dump(), **more})
+        finetune(path, tmp_path / name, "collaborative", "autoint", CONFIG, settings, 1, None)
+        assert not (tmp_path / name / "row_maps.safetensors").exists()
+    one, other = (load_model(tmp_path / name).state_dict() for name in ("plain", "asked"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -9,7 +9,7 @@ import torch
 from components.dataset.training_set import SplitArrays
 from components.models.config import BackboneConfig
 from components.models.registry import build_backbone
-from components.training import loop
+from components.training import learner, loop
 from components.training.batches import Batches
 from components.training.loop import TrainingError, fit, predict
 from components.training.metrics import auc
@@ -137,7 +137,9 @@ def test_sparse_and_dense_tables_learn_alike(monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_the_training(monkeypatch):
-    monkeypatch.setattr(loop.functional, "binary_cross_entropy_with_logits", lambda logits, _: logits.sum() * math.nan)
+    monkeypatch.setattr(
+        learner.functional, "binary_cross_entropy_with_logits", lambda logits, _: logits.sum() * math.nan
+    )
     with pytest.raises(TrainingError, match=r"finetune\.learning_rate"):
         trained()
 
@@ -157,7 +159,7 @@ def test_an_epoch_reads_full_batches_of_different_rows(rows, size, sizes):
     few = SplitArrays(*(getattr(TRAIN, name)[:rows] for name in TRAIN.__dataclass_fields__))
     batches = Batches(few, torch.device("cpu"))
     batches.ids = torch.arange(rows).unsqueeze(1)
-    drawn = [ids for ids, _ in batches.shuffled(size, torch.Generator().manual_seed(0))]
+    drawn = [ids for ids, *_ in batches.shuffled(size, torch.Generator().manual_seed(0))]
     assert [len(ids) for ids in drawn] == sizes
     assert len(torch.cat(drawn).unique()) == sum(sizes)
 

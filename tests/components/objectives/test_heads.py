@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from components.align.heads import Heads, TextRows
-from components.align.settings import AlignSettings
+from components.objectives.heads import Heads
+from components.objectives.settings import ContrastSettings
 
 N = 7
 
 
 def heads_of(**changes):
     torch.manual_seed(0)
-    return Heads(6, 5, AlignSettings(projection=8, subspaces=3, width=4, **changes))
+    return Heads(6, 5, ContrastSettings(projection=8, subspaces=3, width=4, **changes))
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -34,10 +34,3 @@ def test_cosine_is_of_the_whole_vectors_and_symmetric():
     by_text, by_table = heads.similarities(text, table)
     torch.testing.assert_close(by_text, normalize(text, dim=-1) @ normalize(table, dim=-1).T)
     assert torch.equal(by_table, by_text.T)
-
-
-def test_text_rows_puts_the_texts_of_a_row_side_by_side():
-    matrix = torch.arange(12.0).reshape(4, 3)
-    rows = TextRows(matrix, {"train": torch.tensor([[0, 3], [1, 2]])}, torch.device("cpu"))
-    assert rows.width == 6
-    assert rows("train", torch.tensor([1, 0])).tolist() == [[3, 4, 5, 6, 7, 8], [0, 1, 2, 9, 10, 11]]

@@ -1,19 +1,18 @@
-"""The projections that bring both modalities into one space; they are left behind after stage 1."""
+"""The projections that bring both modalities into one space; they are left behind after training."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.align.settings import AlignSettings
 from components.objectives.contrastive import SubSpaces, max_sim
+from components.objectives.settings import ContrastSettings
 
 
 class Heads(nn.Module):
     """One linear layer per modality to `projection` dimensions, then the sub-spaces (CTRL, section 3.3)."""
 
-    def __init__(self, text_width: int, table_width: int, settings: AlignSettings) -> None:
+    def __init__(self, text_width: int, table_width: int, settings: ContrastSettings) -> None:
         super().__init__()
         self.cosine = settings.similarity == "cosine"
         self.text = nn.Linear(text_width, settings.projection)
@@ -32,22 +31,3 @@ class Heads(nn.Module):
             cosine = functional.normalize(text, dim=-1) @ functional.normalize(table, dim=-1).T
             return cosine, cosine.T
         return max_sim(self.text_spaces(text), self.table_spaces(table))
-
-
-class TextRows:
-    """The PLM's vectors of impressions: the text embeddings that an index names, side by side.
-
-    Args:
-        matrix: Embeddings [texts, d], float32.
-        index: For each part, columns of text numbers [rows]: user_text and item_text, or row_text.
-    """
-
-    def __init__(self, matrix: Tensor, index: dict[str, Tensor], device: torch.device) -> None:
-        self.matrix = matrix.to(device)
-        self.index = {part: numbers.to(device) for part, numbers in index.items()}
-        columns = next(iter(index.values())).shape[1]
-        self.width = matrix.shape[1] * columns
-
-    def __call__(self, part: str, rows: Tensor) -> Tensor:
-        """Vectors [len(rows), width] of these rows of a part."""
-        return self.matrix[self.index[part][rows]].flatten(1)

@@ -1,0 +1,82 @@
+"""A click model in training, with what is learnt beside it and never served."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from components.models.base import CollaborativeModel
+from components.training.contrast import Contrast
+from components.training.newcomers import Hiding, RowMaps
+from components.training.settings import LoopSettings
+from components.training.texts import TextRows
+
+
+class Learner(nn.Module):
+    """The model, and what may stand beside it: hidden ids, mapped rows, and alignment kept on as a further term.
+
+    Args:
+        model: The collaborative model.
+        hiding: Hides users and items of train rows.
+        maps: Adds what the texts tell to the rows of users and items; needs `texts`.
+        texts: The PLM's vectors.
+        contrast: The alignment's term.
+        weight: The weight of that term.
+        rows: Rows of a batch that the term looks at; 0 for all of them.
+    """
+
+    def __init__(
+        self,
+        model: CollaborativeModel,
+        *,
+        hiding: Hiding | None = None,
+        maps: RowMaps | None = None,
+        texts: TextRows | None = None,
+        contrast: Contrast | None = None,
+        weight: float = 0.0,
+        rows: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model, self.hiding, self.maps, self.texts = model, hiding, maps, texts
+        self.contrast, self.weight, self.rows = contrast, weight, rows
+
+    def embed(self, ids: Tensor, part: str, rows: Tensor) -> Tensor:
+        """The fields' rows [batch, F, dim] of ids [batch, W] that lie at `rows` of a part."""
+        embedded: Tensor = self.model.embedding(ids)
+        if self.maps is None or self.texts is None:
+            return embedded
+        return self.maps.add_to(embedded, self.texts, part, rows)
+
+    def losses(
+        self, ids: Tensor, labels: Tensor, rows: Tensor, settings: LoopSettings, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The clicks' cross-entropy, and what is minimised: it, the L2 penalty and the alignment's term."""
+        if self.hiding is not None:
+            ids = self.hiding(ids, generator)
+        embedded = self.embed(ids, "train", rows)
+        representation = self.model.interact(embedded, ids)
+        loss = functional.binary_cross_entropy_with_logits(self.model.logits(representation), labels)
+        objective = loss
+        if settings.embedding_l2 > 0:
+            # On the rows that the batch read, so that its cost does not grow with the vocabulary.
+            objective = objective + settings.embedding_l2 * embedded.square().sum((1, 2)).mean()
+        if self.contrast is not None and self.weight > 0:
+            count = self.rows or len(rows)
+            objective = objective + self.weight * self.contrast("train", rows[:count], representation[:count])
+        return loss, objective
+
+    def predict(self, part: str, ids: npt.NDArray[np.integer], batch_size: int = 8192) -> npt.NDArray[np.float32]:
+        """Click probabilities [n] of all rows of a part, given as ids [n, W], in eval mode."""
+        device = next(self.parameters()).device
+        self.eval()
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(ids), batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(ids[start : start + batch_size])).to(device)
+                rows = torch.arange(start, start + len(batch), device=device)
+                logits = self.model.logits(self.model.interact(self.embed(batch, part, rows), batch))
+                found.append(torch.sigmoid(logits).cpu().numpy())
+        return np.concatenate(found) if found else np.empty(0, np.float32)
