@@ -143,6 +143,9 @@ def compare(
     part: Annotated[
         PartName, typer.Option(help="Where arms are measured: valid to search, test once.")
     ] = PartName.TEST,
+    hold_out_items: Annotated[
+        float, typer.Option(help="Share of the items kept out of the train part: new ones.", min=0, max=0.9)
+    ] = 0.0,
     jobs: Annotated[int, typer.Option(help="Trainings at once, one thread each; 0: one per core.", min=0)] = 0,
     assignments: Assignments = None,
     config: Config = None,
@@ -166,6 +169,7 @@ def compare(
         common=assigned(_config(config), assignments or []),
         part=part.value,
         jobs=jobs,
+        hold_out_items=hold_out_items,
     )
     comparison = compare(request, lambda line: print(line, file=sys.stderr))
     if as_json:

@@ -31,6 +31,7 @@ class Request:
 
     `common` holds the settings that all arms share; an arm's own lie over them. Epochs are chosen on the valid part
     in any case; `part` is where the arms are measured: valid while settings are searched for, test at the end.
+    `hold_out_items` is the share of the items that the train part is robbed of, so that they are new.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class Request:
     common: dict[str, Any]
     part: Part = "test"
     jobs: int = 0
+    hold_out_items: float = 0.0
 
     def settings(self, arm: Arm, backbone: str, seed: int) -> RunSettings:
         """The settings of one trial."""
@@ -77,7 +79,7 @@ def compare(request: Request, tell: Callable[[str], None] = log.info) -> Compari
     dataset = prepare(request.dataset)
     store = Store(home() / "comparisons")
     settings = validated({**request.common, "dataset": dataset})
-    training_set = make_training_set(store, settings)
+    training_set = make_training_set(store, settings, request.hold_out_items)
     trials = [
         plan_trial(store, arm.name, request.settings(arm, backbone, seed), training_set)
         for seed in request.seeds
@@ -89,7 +91,8 @@ def compare(request: Request, tell: Callable[[str], None] = log.info) -> Compari
     tasks = {task.output: task for trial in trials for task in tasks_of(trial, request.part)}
     carry_out([task for output, task in tasks.items() if not output.exists()], request.jobs or _cores(), tell)
     measured = Measured.read(training_set, request.part, settings.evaluate)
-    findings = find(measured, trials, {arm.name: arm.description for arm in request.arms})
+    descriptions = {arm.name: arm.description for arm in request.arms}
+    findings = {**find(measured, trials, descriptions), "hold_out_items": request.hold_out_items}
     output = store.place("reports", trials=sorted(trial.trained.name for trial in trials), part=request.part)
     return _written(output, findings, table(findings), draw(findings))
 

@@ -186,10 +186,12 @@ def table(findings: Content) -> str:
     seeds, arms = findings["seeds"], findings["arms"]
     base = next(iter(arms.values()))["base"].split("/")[-1]
     rows = ", ".join(f"{count:,} {SHOWN[name]}" for name, count in findings["slice_rows"].items())
+    held = findings.get("hold_out_items")
+    out = f"; {held:.0%} of the items held out of the train part" if held else ""
     title = [
         f"## {findings['dataset']}: {len(arms)} arms, seeds {', '.join(map(str, seeds))}",
         "",
-        f"{findings['rows']:,} rows of the {findings['part']} part ({rows}); epochs chosen on the valid part; "
+        f"{findings['rows']:,} rows of the {findings['part']} part ({rows}){out}; epochs chosen on the valid part; "
         f"mean ± standard deviation over seeds; lift over '{base}', p of a paired t-test over seeds.",
         "",
     ]

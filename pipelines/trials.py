@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from components.dataset import embeddings, prompts, training_set, vocabulary
 from components.dataset.catalog import load_spec
-from components.dataset.spec import IMPRESSION_ID, DatasetSpec
-from components.dataset.training_set import TrainingSet
+from components.dataset.spec import IMPRESSION_ID, ITEM_KEY, DatasetSpec
+from components.dataset.splits import PARTS, held_out
+from components.dataset.training_set import TrainingSet, write_training_set
 from components.run import aside, read_json
 from components.training import checkpoints
 from components.training.metrics import Floats
@@ -115,8 +116,13 @@ def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path
     return Trial(arm, settings.backbone, settings.seed, settings, *places)
 
 
-def make_training_set(store: Store, settings: RunSettings) -> Path:
+def make_training_set(store: Store, settings: RunSettings, hold_out_items: float = 0.0) -> Path:
     """Validate the data set and retrieve its training set, unless that has been done; its folder.
+
+    Args:
+        store: Where it is kept.
+        settings: The data set and its checks.
+        hold_out_items: Share of the items that the train part shall not hold, so that they are new in the others.
 
     Raises:
         UserError: the data set is wrong.
@@ -132,6 +138,16 @@ def make_training_set(store: Store, settings: RunSettings) -> Path:
         tables = store.root / "validated" / output.name
         validate(settings.dataset, tables, tables.with_name(f"{tables.name}-docs"), settings.checks)
         retrieve(settings.dataset, tables, output)
+    return _without_items(store, output, hold_out_items) if hold_out_items > 0 else output
+
+
+def _without_items(store: Store, whole: Path, share: float) -> Path:
+    output = store.place("training_sets", of=whole.name, hold_out_items=share)
+    if not output.is_dir():
+        data = TrainingSet.open(whole)
+        parts = {part: data.table(part) for part in PARTS}
+        parts["train"] = parts["train"].filter(pa.array(~held_out(parts["train"], ITEM_KEY, share)))
+        write_training_set(output, data.spec, parts, {**data.meta, "hold_out_items": share})
     return output
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
+from components.models.plm import PlmSpec
 from components.objectives.settings import ContrastSettings
 
 
@@ -16,4 +19,12 @@ class AlignSettings(ContrastSettings):
     warmup_from: float = Field(default=1e-5, gt=0, lt=1, description="Learning rate at which the warm-up begins.")
     warmup_share: float = Field(default=0.1, ge=0, le=1, description="Share of the steps spent on the warm-up.")
     weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay.")
+    plm_mode: Literal["frozen", "last_layer", "lora", "full"] = Field(
+        default="frozen", description="What of the PLM is trained too; frozen reads the embeddings of the encode step."
+    )
+    plm: PlmSpec = Field(default=PlmSpec(), description="The PLM to be trained: name it as under encode.plm.")
+    plm_learning_rate: float = Field(
+        default=2e-5, gt=0, lt=1, description="AdamW's learning rate of the PLM's weights."
+    )
+    lora_rank: int = Field(default=8, ge=1, le=1024, description="lora: rank of the adapters.")
     health_rows: int = Field(default=2048, ge=8, le=8192, description="Validation rows of the health report.")

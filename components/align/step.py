@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.align.plm import LiveTexts
 from components.align.settings import AlignSettings
+from components.dataset.embeddings import EmbeddingSet
+from components.dataset.errors import UserError
+from components.dataset.prompts import PromptSet
 from components.dataset.training_set import TrainingSet
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
@@ -23,7 +27,7 @@ from components.training.contrast import Contrast
 from components.training.device import pick_device
 from components.training.loop import TrainingError
 from components.training.seeds import seed_everything
-from components.training.texts import TextRows, read_texts
+from components.training.texts import TextRows, Texts, read_texts
 
 log = logging.getLogger("tandem.align")
 PARTS = ("train", "valid")
@@ -33,7 +37,7 @@ class Alignment:
     """One alignment in progress: the model, the heads, and the rows of both modalities on one device."""
 
     def __init__(
-        self, model: CollaborativeModel, texts: TextRows, data: TrainingSet, settings: AlignSettings, seed: int
+        self, model: CollaborativeModel, texts: Texts, data: TrainingSet, settings: AlignSettings, seed: int
     ) -> None:
         self.device = pick_device()
         self.settings = settings
@@ -42,8 +46,11 @@ class Alignment:
         self.contrast = Contrast(texts, arrays, model.width, settings).to(self.device)
         self.ids = {part: torch.from_numpy(rows.ids).to(self.device) for part, rows in arrays.items()}
         self.generator = torch.Generator().manual_seed(seed)
-        weights = [*self.model.parameters(), *self.contrast.parameters()]
-        self.optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        weights = [*self.model.parameters(), *self.contrast.heads.parameters()]
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": settings.learning_rate}]
+        if isinstance(texts, LiveTexts):
+            groups.append({"params": list(texts.learnt().values()), "lr": settings.plm_learning_rate})
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         size = min(settings.batch_size, len(self.ids["train"]))
         self.batches = len(self.ids["train"]) // size
         self.size = size
@@ -72,6 +79,7 @@ class Alignment:
     def _epoch(self, schedule: torch.optim.lr_scheduler.LRScheduler) -> Iterator[tuple[float, float]]:
         """The share of the epoch that is done and the mean loss since the last share, about ten times."""
         self.model.train()
+        self.contrast.train()
         order = torch.randperm(len(self.ids["train"]), generator=self.generator).to(self.device)
         # Losses are summed on the device: reading each one would make a GPU wait.
         total, first = torch.zeros((), device=self.device), 0
@@ -94,6 +102,7 @@ class Alignment:
     def health(self) -> dict[str, Any]:
         """The health report on validation rows, which alignment has not seen."""
         self.model.eval()
+        self.contrast.eval()
         count = min(self.settings.health_rows, len(self.ids["valid"]))
         rows = torch.linspace(0, len(self.ids["valid"]) - 1, count, device=self.device).long()
         with torch.inference_mode():
@@ -120,8 +129,8 @@ def align(
 ) -> dict[str, Any]:
     """Align and write the collaborative model's checkpoint with health.json and curve.json.
 
-    Neither the projections nor anything of the PLM goes into the model; the projections lie beside it, for a stage 2
-    that keeps the alignment on.
+    Neither the projections nor anything of the PLM goes into the model. Beside it lie the projections, for a stage 2
+    that keeps the alignment on, or what was trained of the PLM.
 
     Returns:
         The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, and what encoding cost.
@@ -130,8 +139,9 @@ def align(
         UserError: the embeddings do not belong to the prompts, or are no numbers.
     """
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
-    texts, encoded = read_texts(prompts, embeddings, pick_device())
+    frozen, encoded = read_texts(prompts, embeddings, pick_device())
     seed_everything(seed)
+    texts = _texts(frozen, prompts, encoded, settings)
     work = Alignment(build_backbone(backbone, data.layout, model), texts, data, settings, seed)
     before = work.health()
     curve = work.train()
@@ -149,7 +159,19 @@ def align(
         after["retrieval_by_text"],
         after["retrieval_by_table"],
     )
+    # Projections of a PLM that was trained do not fit the frozen embeddings, on which a stage 2 would keep it up.
+    beside = texts.save if isinstance(texts, LiveTexts) else work.contrast.save
     named = {name: encoded.meta.get(name) for name in ("plm", "plm_revision", "plm_digest")}
     meta = {"seed": seed, "settings": settings.model_dump(mode="json"), **named}
-    save_model(output, work.model, meta, {"health.json": health, "curve.json": {"history": curve}}, work.contrast.save)
+    save_model(output, work.model, meta, {"health.json": health, "curve.json": {"history": curve}}, beside)
     return health
+
+
+def _texts(frozen: TextRows, prompts: Path, encoded: EmbeddingSet, settings: AlignSettings) -> Texts:
+    """The embeddings as they are, or the PLM that they come from, to be trained."""
+    if settings.plm_mode == "frozen":
+        return frozen
+    live = LiveTexts(frozen, PromptSet.open(prompts).texts(["text"])["text"].to_pylist(), settings)
+    if live.digest != encoded.meta.get("plm_digest"):
+        raise UserError("align.plm is not the PLM that the texts were encoded with; name it as under encode.plm")
+    return live

@@ -39,6 +39,13 @@ def split_table(table: pa.Table, spec: DatasetSpec) -> dict[str, pa.Table]:
     return parts
 
 
+def held_out(table: pa.Table, key: str, share: float) -> npt.NDArray[np.bool_]:
+    """Which rows [n] belong to the share of keys that is held out, by a hash of the key: the same on every platform."""
+    encoded = table[key].cast(pa.string()).dictionary_encode().combine_chunks()
+    chosen = np.array([_unit_hash(name) < share for name in encoded.dictionary.to_pylist()], dtype=bool)
+    return np.asarray(chosen[encoded.indices.to_numpy()], dtype=bool)
+
+
 def _by_time(table: pa.Table, ratios: tuple[float, float, float]) -> dict[str, pa.Table]:
     table = table.sort_by([(EVENT_TIMESTAMP, "ascending"), (IMPRESSION_ID, "ascending")])
     moments = table[EVENT_TIMESTAMP].to_numpy()

@@ -110,6 +110,8 @@ def _learner(
 
 def _continue_heads(contrast: Contrast, checkpoint: Path) -> None:
     """Take stage 1's projections over: fresh ones would pull the aligned representation apart at first."""
+    if not (checkpoint / HEADS).is_file():
+        raise UserError("finetune.auxiliary: stage 1 has trained its PLM, whose embeddings are others now; weight it 0")
     weights = load_file(str(checkpoint / HEADS))
     fresh = contrast.heads.state_dict()
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in fresh.items()}:

@@ -14,7 +14,7 @@ from components.dataset.training_set import SplitArrays
 from components.objectives.contrastive import equal_pairs, info_nce
 from components.objectives.heads import Heads
 from components.objectives.settings import ContrastSettings
-from components.training.texts import TextRows
+from components.training.texts import Texts
 
 #: File of the projections beside an aligned checkpoint.
 HEADS = "heads.safetensors"
@@ -30,13 +30,11 @@ class Contrast(nn.Module):
         settings: Similarity, temperature and what is no negative.
     """
 
-    def __init__(
-        self, texts: TextRows, parts: Mapping[str, SplitArrays], width: int, settings: ContrastSettings
-    ) -> None:
+    def __init__(self, texts: Texts, parts: Mapping[str, SplitArrays], width: int, settings: ContrastSettings) -> None:
         super().__init__()
         self.texts, self.settings = texts, settings
         self.heads = Heads(texts.width, width, settings)
-        device = texts.matrix.device
+        device = texts.device
         keys = {part: np.stack([rows.user_codes, rows.item_codes], 1) for part, rows in parts.items()}
         self.pairs = {part: torch.from_numpy(pairs).to(device) for part, pairs in keys.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,25 @@ from components.dataset.embeddings import EmbeddingSet
 from components.dataset.errors import UserError
 from components.dataset.prompts import PromptSet
 from components.dataset.splits import PARTS
+
+
+class Texts(Protocol):
+    """Vectors [len(rows), width] of rows of a part, and which texts they come from."""
+
+    width: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors lie."""
+        ...
+
+    def __call__(self, part: str, rows: Tensor) -> Tensor:
+        """The vectors."""
+        ...
+
+    def numbers(self, part: str, rows: Tensor) -> Tensor:
+        """Text numbers [len(rows), columns]: equal numbers are equal texts."""
+        ...
 
 
 class TextRows:
@@ -30,6 +50,7 @@ class TextRows:
         self.index = {
             part: torch.stack([numbers[name] for name in self.columns], 1).to(device) for part, numbers in index.items()
         }
+        self.device = device
         self.dim = matrix.shape[1]
         self.width = self.dim * len(self.columns)
 

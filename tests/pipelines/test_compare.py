@@ -27,13 +27,17 @@ short:
   description: Fewer steps of both stages
   method: ctrl
   settings: {align: {similarity: cosine}, finetune: {epochs: 1}}
+mapped:
+  description: Rows from texts
+  method: collaborative
+  settings: {finetune: {map_rows: [item], hidden_items: 0.2}}
 """
 
 
-def compared(folder: Path, *arguments: str) -> tuple[dict, list[str]]:
+def compared(folder: Path, *arguments: str, arms: str = "short,collaborative") -> tuple[dict, list[str]]:
     """The JSON of a comparison, and the lines about what was trained for it."""
     (folder / "arms.yaml").write_text(ARMS)
-    common = ["--dataset", folder / "shop.yaml", "--arms", "short,collaborative", "--arms-file", folder / "arms.yaml"]
+    common = ["--dataset", folder / "shop.yaml", "--arms", arms, "--arms-file", folder / "arms.yaml"]
     done = tandem("compare", *common, "--jobs", "1", "--json", *QUICKLY, *arguments, home=folder / "home")
     assert done.returncode == 0, done.stderr
     made = [line for line in done.stderr.splitlines() if line.startswith("[")]
@@ -116,6 +120,14 @@ def test_searching_on_the_valid_part_leaves_the_test_part_alone(shop):
     assert (found["part"], found["rows"]) == ("valid", 180)
     assert arm["auc"]["by_seed"]["1"] == pytest.approx(arm["valid_auc"]["by_seed"]["1"])
     assert arm["auc"]["sd"] is None and arm["lift"]["overall"]["auc"] is None
+
+
+def test_items_can_be_held_out_of_training(shop):
+    folder, _, _ = shop
+    found, _ = compared(folder, "--seeds", "1", "--hold-out-items", "0.3", arms="collaborative,mapped")
+    assert 0.1 < found["slice_rows"]["new_items"] / found["rows"] < 0.6
+    assert found["arms"]["mapped"]["lift"]["new_items"]["by_seed"]["1"]["auc_difference"] is not None
+    assert "30% of the items held out" in Path(found["paths"]["table"]).read_text()
 
 
 # --- places ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.dataset.errors import UserError
-from components.dataset.splits import PARTS, split_table
+from components.dataset.splits import PARTS, held_out, split_table
 from tests.components.dataset.making import spec_of
 
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -100,3 +100,14 @@ def test_too_few_rows_to_fill_the_parts():
         split_table(table_of([1]), spec("random"))
     with pytest.raises(UserError, match="split by hash leaves no row for"):
         split_table(table_of([1, 1, 1]), spec("hash"))
+
+
+def test_held_out_are_whole_keys_and_about_their_share():
+    names = [f"i{number % 500}" for number in range(3000)]
+    mask = held_out(pa.table({"item_id": names}), "item_id", 0.2)
+    chosen = {name for name, out in zip(names, mask, strict=True) if out}
+    assert chosen.isdisjoint({name for name, out in zip(names, mask, strict=True) if not out})
+    assert 70 < len(chosen) < 130
+    more = held_out(pa.table({"item_id": names[::-1]}), "item_id", 0.4)[::-1]
+    assert (more | ~mask).all()
+    assert not held_out(pa.table({"item_id": names}), "item_id", 0.0).any()
