@@ -26,6 +26,7 @@ from components.training.checkpoints import save_model
 from components.training.contrast import Contrast
 from components.training.device import pick_device
 from components.training.loop import TrainingError
+from components.training.optimizer import LazyAdam
 from components.training.seeds import seed_everything
 from components.training.texts import TextRows, Texts, read_texts
 
@@ -50,7 +51,7 @@ class Alignment:
         groups: list[dict[str, Any]] = [{"params": weights, "lr": settings.learning_rate}]
         if isinstance(texts, LiveTexts):
             groups.append({"params": list(texts.learnt().values()), "lr": settings.plm_learning_rate})
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        self.optimizer = LazyAdam(groups, settings.learning_rate, settings.weight_decay)
         size = min(settings.batch_size, len(self.ids["train"]))
         self.batches = len(self.ids["train"]) // size
         self.size = size

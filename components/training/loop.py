@@ -19,6 +19,7 @@ from components.models.base import CollaborativeModel
 from components.training.batches import Batches
 from components.training.learner import Learner
 from components.training.metrics import auc, logloss
+from components.training.optimizer import LazyAdam
 from components.training.settings import LoopSettings
 
 log = logging.getLogger("tandem.training")
@@ -102,20 +103,14 @@ def fit(
 
 
 def _optimizers(learner: Learner, settings: LoopSettings) -> list[torch.optim.Optimizer]:
-    """Adam for all dense parameters; a lazy Adam for tables whose gradients are sparse."""
-    sparse = {id(module.weight) for module in learner.modules() if getattr(module, "sparse", False)}
+    """Adam, lazy for tables with sparse gradients; embedding rows may have a rate of their own."""
     rows = {id(parameter) for parameter in learner.model.embedding.parameters()}
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    kinds: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for parameter in learner.parameters():
-        kinds.setdefault((id(parameter) in sparse, id(parameter) in rows), []).append(parameter)
-    groups: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    for (is_sparse, is_row), parameters in sorted(kinds.items()):
-        rate = settings.learning_rate * (settings.embedding_rate if is_row else 1.0)
-        groups[is_sparse].append({"params": parameters, "lr": rate})
-    found: list[torch.optim.Optimizer] = [torch.optim.Adam(groups[False], fused=True)]
-    if groups[True]:
-        found.append(torch.optim.SparseAdam(groups[True]))
-    return found
+        kinds[id(parameter) in rows].append(parameter)
+    rates = {False: settings.learning_rate, True: settings.learning_rate * settings.embedding_rate}
+    groups = [{"params": parameters, "lr": rates[are_rows]} for are_rows, parameters in kinds.items()]
+    return [LazyAdam(groups, lr=settings.learning_rate)]
 
 
 def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict[str, Any]]:

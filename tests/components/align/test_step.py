@@ -78,6 +78,14 @@ def test_rows_find_their_texts(inputs, tmp_path):
     assert [line["epoch"] for line in curve] == sorted({line["epoch"] for line in curve})
 
 
+def test_a_large_table_is_aligned_by_sparse_gradients(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("components.models.embedding.SPARSE_FROM", 1)
+    health = aligned(inputs, tmp_path / "out")
+    assert health["verdict"] == "healthy"
+    assert health["after"]["loss"] < 0.8 * health["before"]["loss"]
+    assert load_model(tmp_path / "out").embedding.table.weight[0].abs().sum() == 0
+
+
 def test_texts_that_say_nothing_cannot_be_found(inputs, tmp_path):
     """The measure is honest: with one vector for all texts retrieval stays at chance, and the collapse is named."""
     _, vectors = inputs
