@@ -47,18 +47,21 @@ def session(memory_limit: str = "3GB", threads: int | None = None) -> Iterator[A
             connection.close()
 
 
-def asof_query(rows: str, timestamp: str, tables: Sequence[FeatureTable]) -> str:
-    """SQL that gives every row of the query `rows` the values that held at its `timestamp`, in the order of `rows`.
+def asof_query(rows: str, timestamp: str, tables: Sequence[FeatureTable], ordered: bool = True) -> str:
+    """SQL that gives every row of the query `rows` the values that held at its `timestamp`.
 
-    Of a table's rows with the same key, time stamp no later than the row's (and created no later, where asked for)
-    the one with the latest time stamp counts, then the one created last. No row is lost and none is doubled.
+    With `ordered` they come in the order of `rows`, which costs a sort of everything. Of a table's rows with the same
+    key, time stamp no later than the row's (and created no later, where asked for) the one with the latest time stamp
+    counts, then the one created last. No row is lost and none is doubled.
     """
-    steps = [f"{ROW}s AS (SELECT *, row_number() OVER () AS {ROW} FROM ({rows}))"]
+    numbered = f"*, row_number() OVER () AS {ROW}" if ordered else "*"
+    steps = [f"{ROW}s AS (SELECT {numbered} FROM ({rows}))"]
     steps += [f"__t{n} AS ({_effective(table)})" for n, table in enumerate(tables)]
-    columns = [f"__e.* EXCLUDE ({ROW})"]
+    columns = [f"__e.* EXCLUDE ({ROW})" if ordered else "__e.*"]
     columns += [column for n, table in enumerate(tables) for column in _columns(f"__t{n}", table, timestamp)]
     joins = "".join(_join(f"__t{n}", table, timestamp) for n, table in enumerate(tables))
-    return f"WITH {', '.join(steps)} SELECT {', '.join(columns)} FROM {ROW}s AS __e{joins} ORDER BY __e.{ROW}"
+    order = f" ORDER BY __e.{ROW}" if ordered else ""
+    return f"WITH {', '.join(steps)} SELECT {', '.join(columns)} FROM {ROW}s AS __e{joins}{order}"
 
 
 def latest_query(table: FeatureTable, start: datetime, end: datetime) -> str:

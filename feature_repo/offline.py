@@ -55,9 +55,10 @@ class AsofOfflineStore(DuckDBOfflineStore):
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
     ) -> AsofRetrievalJob:
-        """Join the features that held at each entity row's time stamp; rows come back in the order given.
+        """Join the features that held at each entity row's time stamp.
 
-        `entity_df` is a frame, or DuckDB SQL whose rows have an `event_timestamp`. With
+        `entity_df` is a frame, whose rows come back in the order given, or DuckDB SQL whose rows have an
+        `event_timestamp`, and which come back in any order. With
         `filter_by_created_timestamp` a value counts only from its creation on.
 
         Raises:
@@ -76,7 +77,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
             for view, names in zip(feature_views, wanted, strict=True)
         ]
         return AsofRetrievalJob(
-            query=asof_query(rows, timestamp, tables),
+            query=asof_query(rows, timestamp, tables, ordered=not isinstance(entity_df, str)),
             settings=config.offline_store,
             metadata=RetrievalMetadata(feature_refs, sorted({key for table in tables for key in table.keys.values()})),
             entities=None if isinstance(entity_df, str) else entity_df,

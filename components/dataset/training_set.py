@@ -40,25 +40,49 @@ class SplitArrays:
     item_counts: npt.NDArray[np.int32]
 
 
-def write_training_set(path: Path, spec: DatasetSpec, parts: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> None:
+#: A part's rows: a table, or a function that gives a reader of them in batches.
+Part = Any
+
+
+def write_training_set(path: Path, spec: DatasetSpec, parts: Mapping[str, Part], meta: Mapping[str, Any]) -> None:
     """Write the parts with the vocabulary of their train part; rows and digests are added to `meta`.
 
     Raises:
         UserError: a part is missing or holds no row.
     """
-    empty = [name for name in PARTS if name not in parts or parts[name].num_rows == 0]
-    if empty:
-        raise UserError(f"no rows in the part {' and '.join(empty)}; change 'split' of the spec or give more data")
-    vocabulary = Vocabulary.fit(spec, parts["train"])
-    rows = {name: parts[name].num_rows for name in PARTS}
-    digests = {"spec_digest": spec.digest, "vocabulary_digest": vocabulary.digest}
     with aside(path) as draft:
         draft.mkdir()
+        rows = {name: _write_part(parts[name], draft / f"{name}.parquet") if name in parts else 0 for name in PARTS}
+        empty = [name for name in PARTS if rows[name] == 0]
+        if empty:
+            raise UserError(f"no rows in the part {' and '.join(empty)}; change 'split' of the spec or give more data")
+        vocabulary = Vocabulary.fit(spec, _Columns(draft / "train.parquet"))
+        digests = {"spec_digest": spec.digest, "vocabulary_digest": vocabulary.digest}
         (draft / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
         vocabulary.save(draft / "vocabulary.json")
-        for name in PARTS:
-            pq.write_table(parts[name], draft / f"{name}.parquet", coerce_timestamps="us")
         write_json(draft / "meta.json", {**meta, **digests, "format": FORMAT, "rows": rows})
+
+
+def _write_part(part: Part, path: Path) -> int:
+    if isinstance(part, pa.Table):
+        pq.write_table(part, path, coerce_timestamps="us")
+    else:
+        with part() as reader, pq.ParquetWriter(path, reader.schema, coerce_timestamps="us") as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+    rows: int = pq.read_metadata(path).num_rows
+    return rows
+
+
+class _Columns:
+    """A Parquet file whose columns are read when they are asked for, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.column_names: list[str] = pq.read_schema(path).names
+
+    def __getitem__(self, name: str) -> Any:
+        return pq.read_table(self.path, columns=[name])[name]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
 from components.dataset.catalog import load_spec
 from components.dataset.spec import (
@@ -25,12 +29,14 @@ from components.dataset.spec import (
 )
 from components.dataset.splits import PARTS, split_table
 from components.dataset.training_set import write_training_set
-from feature_repo.asof import literal, quoted
+from feature_repo.asof import literal, quoted, session
 from feature_repo.definitions import Definitions, build
 from feature_repo.publish import dataset_digest, validated_file
 from feature_repo.store import publish, training_store
 
 log = logging.getLogger("tandem.retrieve")
+#: Rows of a part that are in memory at a time, and in a row group of its file.
+BATCH = 500_000
 
 
 def retrieve(dataset: str, validated: Path, output: Path) -> dict[str, Any]:
@@ -51,16 +57,58 @@ def retrieve(dataset: str, validated: Path, output: Path) -> dict[str, Any]:
     spec = load_spec(dataset)
     impressions = validated_file(validated, "impressions")
     definitions = build(spec, publish(spec, validated))
-    table = joined(spec, definitions, impressions)
-    log.info("%d impressions joined with %d features", table.num_rows, len(definitions.features))
-    parts = split_table(table, spec)
-    meta = _meta(spec, definitions, parts) | {"dataset_digest": dataset_digest(validated)}
-    write_training_set(output, spec, parts, meta)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".joined-", dir=output.parent) as folder, session() as connection:
+        file = Path(folder, "joined.parquet")
+        write_joined(spec, definitions, impressions, file)
+        log.info("%d impressions joined with %d features", _count(file), len(definitions.features))
+        names = _names(definitions, impressions)
+        keys = [name for name in (IMPRESSION_ID, USER_KEY, ITEM_KEY, LABEL, EVENT_TIMESTAMP) if name in names]
+        # The rows themselves never are in memory all at once; what decides on their part is.
+        slim = split_table(pq.read_table(file, columns=keys).sort_by(IMPRESSION_ID), spec)
+        meta = _meta(spec, definitions, slim) | {"dataset_digest": dataset_digest(validated)}
+        parts = {name: partial(_part, spec, connection, file, names, table) for name, table in slim.items()}
+        write_training_set(output, spec, parts, meta)
     return meta
 
 
+def _own(impressions: Path) -> list[str]:
+    """Columns of the impressions that a training set has."""
+    return [name for name in pq.read_schema(impressions).names if name != CREATED_TIMESTAMP]
+
+
+def _names(definitions: Definitions, impressions: Path) -> list[str]:
+    """Columns of a training set."""
+    return [*_own(impressions), *definitions.features]
+
+
+def _count(file: Path) -> int:
+    count: int = pq.read_metadata(file).num_rows
+    return count
+
+
+def _part(spec: DatasetSpec, connection: Any, file: Path, names: Sequence[str], slim: pa.Table) -> pa.RecordBatchReader:
+    """The rows of a part in the order of the split: by time where that decides, else as in the impressions' file."""
+    order = [EVENT_TIMESTAMP, IMPRESSION_ID] if spec.split.by == "time" else [IMPRESSION_ID]
+    connection.register("__part", slim.select([IMPRESSION_ID]))
+    rows = connection.sql(
+        f"SELECT {', '.join(map(quoted, names))} FROM read_parquet({literal(file)})"
+        f" SEMI JOIN __part USING ({IMPRESSION_ID}) ORDER BY {', '.join(order)}"
+    ).to_arrow_reader(BATCH)
+    schema = _schema(spec, rows.schema)
+    return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in rows))
+
+
 def joined(spec: DatasetSpec, definitions: Definitions, impressions: Path) -> pa.Table:
-    """The impressions, in the order of their file, with the features that held at each one's time stamp.
+    """The impressions as `write_joined` writes them, in the order of their numbers."""
+    with TemporaryDirectory(prefix="tandem-joined-") as folder:
+        write_joined(spec, definitions, impressions, Path(folder, "joined.parquet"))
+        table = pq.read_table(Path(folder, "joined.parquet"), columns=_names(definitions, impressions))
+    return table.sort_by(IMPRESSION_ID).cast(_schema(spec, table.schema))
+
+
+def write_joined(spec: DatasetSpec, definitions: Definitions, impressions: Path, file: Path) -> None:
+    """Write the impressions, in any order, with the features that held at each one's time stamp.
 
     Without time stamps the features are those that held last. A feature of a user or item that its table did not
     know at the time is null; so is the history before the first event.
@@ -68,15 +116,13 @@ def joined(spec: DatasetSpec, definitions: Definitions, impressions: Path) -> pa
     Raises:
         RuntimeError: the join lost, doubled or invented rows.
     """
-    present = pq.read_schema(impressions).names
-    own = [name for name in present if name != CREATED_TIMESTAMP]
+    own = _own(impressions)
     if definitions.views:
-        table = _from_feast(spec, definitions, _rows(spec, definitions, impressions, own))
+        _from_feast(spec, definitions, _rows(spec, definitions, impressions, own), file)
     else:
-        table = pq.read_table(impressions, columns=own)
-    table = table.select([*own, *definitions.features])
-    check_rows(pq.read_table(impressions, columns=[IMPRESSION_ID])[IMPRESSION_ID], table[IMPRESSION_ID])
-    return table.cast(_schema(spec, table))
+        pq.write_table(pq.read_table(impressions, columns=own), file)
+    ids = (pq.read_table(path, columns=[IMPRESSION_ID])[IMPRESSION_ID] for path in (impressions, file))
+    check_rows(*ids)
 
 
 def check_rows(asked: pa.ChunkedArray, got: pa.ChunkedArray) -> None:
@@ -92,14 +138,14 @@ def check_rows(asked: pa.ChunkedArray, got: pa.ChunkedArray) -> None:
         raise RuntimeError(f"point-in-time join: the rows are not those of the impressions ({wrong} unknown ids)")
 
 
-def _from_feast(spec: DatasetSpec, definitions: Definitions, rows: str) -> pa.Table:
+def _from_feast(spec: DatasetSpec, definitions: Definitions, rows: str, file: Path) -> None:
     # Feast leaves the creation time out of account unless told: values entered later would leak into earlier rows.
     known_only = any(view.batch_source.created_timestamp_column for view in definitions.views)
     with training_store(spec, definitions) as store:
         job = store.get_historical_features(
             rows, store.get_feature_service(definitions.service.name), filter_by_created_timestamp=known_only
         )
-        return job.to_arrow()
+        job.persist(SavedDatasetFileStorage(path=str(file)))
 
 
 def _rows(spec: DatasetSpec, definitions: Definitions, impressions: Path, columns: list[str]) -> str:
@@ -121,13 +167,13 @@ def _latest(definitions: Definitions) -> str:
     return max(stamps, default=datetime(1970, 1, 1, tzinfo=UTC)).isoformat()
 
 
-def _schema(spec: DatasetSpec, table: pa.Table) -> pa.Schema:
-    """The table's columns in the types that a training set has."""
+def _schema(spec: DatasetSpec, found: pa.Schema) -> pa.Schema:
+    """The columns that were found, in the types that a training set has."""
     kinds = {field.table_column: field.kind for field in spec.fields}
     of_kind = {Kind.NUMBER: pa.float64(), Kind.MULTI: pa.list_(pa.string())}
     types = {name: of_kind.get(kind, pa.string()) for name, kind in kinds.items()}
     types |= {IMPRESSION_ID: pa.int64(), LABEL: pa.int8(), EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC")}
-    return pa.schema([(field.name, types.get(field.name, field.type)) for field in table.schema])
+    return pa.schema([(field.name, types.get(field.name, field.type)) for field in found])
 
 
 def _meta(spec: DatasetSpec, definitions: Definitions, parts: dict[str, pa.Table]) -> dict[str, Any]:
