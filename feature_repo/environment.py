@@ -26,7 +26,7 @@ def feast_home() -> Path:
 def render(spec: DatasetSpec) -> dict[str, Any]:
     """The content of feature_store.yaml for a data set's project.
 
-    The environment variable TANDEM_FEAST names the environment (laptop, team or scale; laptop if not set) or a YAML
+    The environment variable TANDEM_FEAST names the environment (laptop or team; laptop if not set) or a YAML
     file of one's own. `${NAME}` and `${NAME:-default}` stand for environment variables, `${PROJECT}` for the project
     and `${HOME_FEAST}` for `feast_home()`.
 

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from feature_repo.asof import FeatureTable, latest_query, literal, quoted, sessi
 from feature_repo.definitions import is_dated
 from feature_repo.environment import feast_home
 from feature_repo.locks import alone
-from feature_repo.store import changing
+from feature_repo.store import apply, changing, open_store
 
 log = logging.getLogger("tandem.materialise")
 
@@ -49,6 +49,14 @@ class Materialised:
     keys: int
     written: int
     newest: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON content."""
+        return {**asdict(self), "newest": self.newest.isoformat() if self.newest else None}
+
+    def age(self, at: datetime) -> float | None:
+        """Seconds by which the newest event lies before a moment."""
+        return (at - self.newest).total_seconds() if self.newest else None
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,20 @@ class _Notes:
         write_json(self.path, self.views)
 
 
+def refresh(
+    spec: DatasetSpec, validated: Path, end: datetime | None = None, full: bool = False
+) -> dict[str, Materialised]:
+    """Make the validated tables those of the shared store of the environment, and materialise them.
+
+    Raises:
+        UserError: `validated` lacks a table, or the environment is not as `open_store` wants it.
+        RuntimeError: a value read back is not the table's.
+    """
+    store = open_store(spec)
+    apply(store, spec, validated)
+    return materialise(store, spec, end, full)
+
+
 def materialise(
     store: Any, spec: DatasetSpec, end: datetime | None = None, full: bool = False
 ) -> dict[str, Materialised]:
@@ -109,7 +131,7 @@ def materialise(
         views = store.list_feature_views()
         done = {view.name: _bring_up(store, spec, view, until, notes, full) for view in views}
         _tell_registry(store, views, until)
-    write_json(_age_file(spec), {name: _said(view) for name, view in done.items()})
+    write_json(_age_file(spec), {name: view.to_json() for name, view in done.items()})
     return done
 
 
@@ -129,10 +151,6 @@ def data_age(spec: DatasetSpec, at: datetime | None = None) -> dict[str, float |
 
 def _age_file(spec: DatasetSpec) -> Path:
     return feast_home() / f"{spec.identifier}-age.json"
-
-
-def _said(view: Materialised) -> dict[str, Any]:
-    return {"keys": view.keys, "written": view.written, "newest": view.newest.isoformat() if view.newest else None}
 
 
 def _bring_up(store: Any, spec: DatasetSpec, view: Any, until: datetime, notes: _Notes, full: bool) -> Materialised:

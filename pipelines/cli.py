@@ -29,6 +29,13 @@ app = typer.Typer(
 )
 
 
+class PipelineName(StrEnum):
+    """What can be compiled."""
+
+    TRAINING = "training"
+    MATERIALIZE = "materialize"
+
+
 class MethodName(StrEnum):
     """How the collaborative model learns from the language model."""
 
@@ -188,26 +195,57 @@ def _names(words: str) -> list[str]:
 @app.command(name="compile")
 def compile_pipeline(
     output: Annotated[Path, typer.Argument(metavar="OUT.yaml", help="File to write.")],
+    pipeline: Annotated[PipelineName, typer.Option(help="Which pipeline.")] = PipelineName.TRAINING,
     dataset: Annotated[str, typer.Option(help="Default of the pipeline's parameter 'dataset'.")] = "sample",
     method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
     backbone: Backbone = "autoint",
     assignments: Assignments = None,
     config: Config = None,
 ) -> None:
-    """Compile the training pipeline to Kubeflow's IR YAML; settings become the defaults of its parameters."""
+    """Compile a pipeline to Kubeflow's IR YAML; settings become the defaults of its parameters."""
     if output.suffix not in {".yaml", ".yml"}:
         raise UserError(f"{output}: the compiled pipeline is YAML; write a name that ends in .yaml")
     settings = _settings(config, assignments, dataset=dataset, method=method.value, backbone=backbone)
     from kfp import compiler
 
     from components.run import aside
+    from pipelines.materialize import materialize_pipeline
     from pipelines.training import training_pipeline
 
+    made = (
+        training_pipeline(settings)
+        if pipeline is PipelineName.TRAINING
+        else materialize_pipeline(settings.dataset, settings.checks)
+    )
     with aside(output.absolute()) as draft:
         written = draft.with_suffix(".yaml")
-        compiler.Compiler().compile(training_pipeline(settings), str(written))
+        compiler.Compiler().compile(made, str(written))
         written.replace(draft)
     print(output)
+
+
+@app.command()
+def materialize(
+    dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    end: Annotated[str, typer.Option(help="Moment as of which values are taken; now if not given or later.")] = "",
+    full: Annotated[bool, typer.Option("--full", help="Write every key, and not only what has changed.")] = False,
+    workdir: Workdir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on one line.")] = False,
+) -> None:
+    """Bring the online features up to the sources, and print how old the data are.
+
+    Only what has changed is written; what was interrupted is finished; what was written is read back.
+    """
+    _enter(workdir)
+    from pipelines.local import materialize_locally
+
+    report = materialize_locally(dataset, end, full)
+    if as_json:
+        print(json.dumps(report, allow_nan=False))
+    else:
+        from pipelines.summary import show_views
+
+        show_views(report)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Run the training pipeline in this process's machine, on embedded parts, and gather what came out."""
+"""Run the pipelines on this process's machine, on embedded parts, and gather what came out."""
 
 from __future__ import annotations
 
@@ -93,13 +93,41 @@ def run_locally(settings: RunSettings, follow: bool = True) -> RunResult:
     folder = home() / "runs" / settings.run_id
     if folder.exists():
         raise UserError(f"--run-id {settings.run_id}: {folder} exists; choose another name")
+    from pipelines.training import training_pipeline
+
+    outputs = execute(training_pipeline(settings), settings.parameters(), folder, follow)
+    return _gather(settings, folder, outputs)
+
+
+def materialize_locally(dataset: str, end: str, full: bool, follow: bool = True) -> dict[str, Any]:
+    """Bring the online features of a data set up to its sources; the materialize step's report.
+
+    Raises:
+        UserError, ValidationStoppedError, RuntimeError: as `run_locally` does.
+    """
+    dataset = prepare(dataset)
+    from components.validate.settings import ValidateSettings
+    from pipelines.materialize import materialize_pipeline
+
+    arguments = {"dataset": dataset, "end": end, "full": full}
+    folder = home() / "runs" / f"materialize-{new_run_id()}"
+    outputs = execute(materialize_pipeline(dataset, ValidateSettings()), arguments, folder, follow)
+    report: dict[str, Any] = read_json(Path(outputs["report"].path))
+    return report
+
+
+def execute(pipeline: BaseComponent, arguments: dict[str, Any], folder: Path, follow: bool) -> dict[str, Any]:
+    """Run a pipeline with its artefacts and logs in a new folder; its outputs by name.
+
+    Raises:
+        UserError, ValidationStoppedError, RuntimeError: what the step that failed said.
+    """
     folder.mkdir(parents=True)
     _set_environment(folder)
     log = folder / "run.log"
     log.touch()
     with _following(log, follow), _captured(folder / "kfp.log"):
-        outputs = _execute(settings, folder)
-    return _gather(settings, folder, outputs)
+        return _execute(pipeline, arguments, folder)
 
 
 def _set_environment(folder: Path) -> None:
@@ -114,15 +142,12 @@ def _set_environment(folder: Path) -> None:
     os.environ.update(quiet, TANDEM_HOME=str(home()), TANDEM_RUN_DIR=str(folder))
 
 
-def _execute(settings: RunSettings, folder: Path) -> dict[str, Any]:
+def _execute(pipeline: BaseComponent, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     from kfp import local
 
-    from pipelines.training import training_pipeline
-
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"))
-    pipeline = _without_retries(training_pipeline(settings))
     try:
-        task = pipeline(**settings.parameters())
+        task = _without_retries(pipeline)(**arguments)
     except RuntimeError as error:
         raise _explained(folder, error) from None
     return dict(task.outputs)

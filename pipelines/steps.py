@@ -5,6 +5,7 @@ from components.deploy.component import deploy
 from components.encode.component import encode
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
+from components.materialize.component import materialize
 from components.prompt_transform.component import prompt_transform
 from components.register.component import register
 from components.retrieve.component import retrieve
@@ -16,6 +17,7 @@ __all__ = [
     "encode",
     "evaluate",
     "finetune",
+    "materialize",
     "prompt_transform",
     "register",
     "retrieve",

@@ -1,10 +1,11 @@
-"""What `tandem run` prints when it is done, and the bar of a download."""
+"""What `tandem run` and `tandem materialize` print when they are done, and the bar of a download."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def _arms(result: RunResult) -> Table:
         slices = [metrics["slices"].get(name, {}).get("auc") for name in SLICES]
         table.add_row(arm, *(_number(value) for value in (*(metrics[name] for name in COLUMNS), *slices)))
     return table
+
+
+def show_views(report: dict[str, Any]) -> None:
+    """Print for each view how many keys have values, how many were written now, and how old the newest event is."""
+    table = Table(title="Online features")
+    table.add_column("view")
+    for title in ("keys", "written", "newest event", "age of the data"):
+        table.add_column(title, justify="right")
+    for name, view in report.items():
+        age = "undated" if view["newest"] is None else str(timedelta(seconds=round(view["age_seconds"])))
+        newest = "-" if view["newest"] is None else view["newest"][:19]
+        table.add_row(name, f"{view['keys']:,.0f}", f"{view['written']:,.0f}", newest, age)
+    Console().print(table)
 
 
 def _number(value: float | None) -> str:

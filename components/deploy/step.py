@@ -62,12 +62,9 @@ def _track(spec: DatasetSpec, run_id: str, began: float) -> None:
 
 def refresh_features(spec: DatasetSpec, validated: Path) -> dict[str, int]:
     """Apply the definitions to the shared store and materialise every view; keys by view."""
-    from feature_repo.materialise import materialise
-    from feature_repo.store import apply, open_store
+    from feature_repo.materialise import refresh
 
-    store = open_store(spec)
-    apply(store, spec, validated)
-    return {name: view.keys for name, view in materialise(store, spec).items()}
+    return {name: view.keys for name, view in refresh(spec, validated).items()}
 
 
 def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:

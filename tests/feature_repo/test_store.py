@@ -235,8 +235,6 @@ def test_environments_are_filled_in(monkeypatch, tmp_path):
     team = render(spec)
     assert team["registry"]["path"] == "postgresql+psycopg://u:p#${x}@db/feast", "values are not filled in again"
     assert (team["project"], team["online_store"]["type"]) == ("test_log", "redis")
-    monkeypatch.setenv("TANDEM_FEAST", "scale")
-    assert render(spec)["offline_store"]["spark_conf"]["spark.master"] == "local[*]"
 
 
 def test_an_environment_of_ones_own_is_a_file(monkeypatch, tmp_path):
@@ -247,5 +245,5 @@ def test_an_environment_of_ones_own_is_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("TANDEM_FEAST", str(own))
     assert render(logs.make_spec()) == {"project": "test_log", "list": ["a", 3]}
     monkeypatch.setenv("TANDEM_FEAST", "laptpo")
-    with pytest.raises(UserError, match="TANDEM_FEAST=laptpo: no such environment; write laptop, scale, team, or"):
+    with pytest.raises(UserError, match="TANDEM_FEAST=laptpo: no such environment; write laptop, team, or"):
         render(logs.make_spec())
