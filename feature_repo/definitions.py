@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.types import Array, Float64, Int64, String
 
+from components.dataset.features import features_digest
 from components.dataset.spec import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -50,9 +49,7 @@ class Definitions:
     @property
     def digest(self) -> str:
         """SHA-256 over what the features are and mean, and not over where they lie."""
-        views = [_described(view) for view in self.views]
-        content = json.dumps({"service": self.service.name, "views": views}, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return features_digest(self.service.name, self.views)
 
 
 def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> Definitions:
@@ -147,14 +144,3 @@ def _view(
 
 def _type(kind: Kind) -> Any:
     return {Kind.MULTI: Array(String), Kind.NUMBER: Float64}.get(kind, String)
-
-
-def _described(view: Any) -> dict[str, Any]:
-    return {
-        "name": view.name,
-        "entities": list(view.entities),
-        "features": [[field.name, str(field.dtype)] for field in view.features],
-        "ttl": view.ttl.total_seconds(),
-        "created": view.batch_source.created_timestamp_column,
-        "tags": dict(view.tags),
-    }

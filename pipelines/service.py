@@ -23,8 +23,8 @@ def start(dataset: str | None, host: str, port: int) -> None:
     content = read_json(deployed)
     identifier = content.get("dataset", name)
     os.environ.update(
-        TANDEM_MODEL=content["model"],
-        TANDEM_FEATURE_STORE=str(home() / "feast" / f"{identifier}.yaml"),
+        TANDEM_SERVE_MODEL=content["model"],
+        TANDEM_SERVE_FEATURE_STORE=str(home() / "feast" / f"{identifier}.yaml"),
         BENTOML_HOME=str(home() / "bentoml"),
         BENTOML_DO_NOT_TRACK="True",
     )

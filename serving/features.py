@@ -1,97 +1,301 @@
-"""Online features: the users' rows from Feast, the items' rows from a table in this process."""
+"""Online features in any weather: the user's rows from the store, the items' from a table in this process."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from threading import Lock
-from typing import Any
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from threading import Event, Lock, Thread
+from typing import Protocol
 
-from components.dataset.spec import ITEM_KEY, USER_KEY, DatasetSpec
+from serving.breaker import Breaker
+from serving.online import Registered, Row, Stored, View
+from serving.settings import ServeSettings
 
-ITEM_VIEW = "item_profile"
-Row = Mapping[str, Any]
+log = logging.getLogger("tandem.serving")
+
+MISSING, STALE, UNREACHABLE = "missing", "stale", "unreachable"
+HISTORY_VIEW = "user_history"
+#: Items that are read anew in one go behind the requests.
+CHUNK = 256
+
+
+class Source(Protocol):
+    """Where features come from."""
+
+    def registered(self, refresh: bool = False) -> Registered:
+        """What the feature registry says."""
+
+    def read(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
+        """The values of each key in a view; any exception means that it did not answer."""
+
+
+@dataclass
+class Gathered:
+    """Features of a request's users and items by key, and how often a view had none that could be used.
+
+    A row lacks the features of such a view altogether; a null of a row that is there is a value like others.
+    """
+
+    users: dict[str, Row]
+    items: dict[str, Row]
+    degraded: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+#: A key's values by view.
+Entry = dict[str, Stored | None]
+#: Values by view and key.
+Found = dict[str, dict[str, Stored | None]]
 
 
 class OnlineFeatures:
-    """Feature rows by key. A key that the online store does not know has None for every feature.
+    """Reads features within a deadline; what is missing, stale or out of reach it leaves out, and says so.
 
     Args:
-        config: The feature_store.yaml of the data set's project.
-        service: Name of the feature service that the model was trained on.
-        ttl: Seconds after which an item's row is read again.
-        capacity: Items kept at most; the one read longest ago goes first.
+        source: The online store.
+        settings: Deadline, breaker and item table.
+        now: Unix time in seconds.
     """
 
-    def __init__(self, config: Path, service: str, ttl: float = 300.0, capacity: int = 1_000_000) -> None:
-        with _absent("torch"):
-            from feast import FeatureStore
+    def __init__(self, source: Source, settings: ServeSettings, now: Callable[[], float] = time.time) -> None:
+        self.source, self.settings, self.now = source, settings, now
+        self.breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
+        self.items = ItemTable(settings.item_capacity, settings.item_age)
+        self.registered = source.registered()
+        self.wanted: frozenset[str] = frozenset()
+        self._views: dict[str, list[View]] = {"user": [], "item": []}
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="features")
+        self._stopped = Event()
+        self._threads = [Thread(target=work, daemon=True) for work in (self._follow_registry, self._renew_items)]
 
-        self.store = FeatureStore(fs_yaml_file=config)
-        self.ttl, self.capacity = ttl, capacity
-        projections = self.store.get_feature_service(service).feature_view_projections
-        self.user_features = _references(view for view in projections if view.name != ITEM_VIEW)
-        self.item_features = _references(view for view in projections if view.name == ITEM_VIEW)
-        self._items: OrderedDict[str, tuple[float, Row]] = OrderedDict()
+    def start(self) -> None:
+        """Begin to follow the registry and to renew items behind the requests."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End what `start` began."""
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def want(self, columns: Iterable[str]) -> None:
+        """Read these features too, where a view has them; others of a view are not read at all."""
+        wanted = self.wanted | frozenset(columns)
+        if wanted != self.wanted:
+            self.wanted = wanted
+            self._choose_views()
+
+    def _choose_views(self) -> None:
+        """Keep of each view the features that are wanted; a view without any is not read."""
+        chosen: dict[str, list[View]] = {"user": [], "item": []}
+        for view in self.registered.views:
+            names = tuple(name for name in view.features if name in self.wanted)
+            if names:
+                chosen[view.side].append(replace(view, features=names))
+        self._views = chosen
+        self.items.clear()
+
+    def gather(self, users: Iterable[str], items: Iterable[str]) -> Gathered:
+        """The features of some users and items; each key is read once, and the answer is never late."""
+        began = time.perf_counter()
+        people, candidates = list(dict.fromkeys(users)), list(dict.fromkeys(items))
+        fresh, old = self.items.held(candidates)
+        views = self._views
+        keys = {"user": people, "item": [key for key in candidates if key not in fresh]}
+        plan = [(view, keys[view.side]) for view in (*views["user"], *views["item"]) if keys[view.side]]
+        found = self._within_deadline(plan) if plan else {}
+        for key in keys["item"]:
+            entry = _entry(views["item"], found, key)
+            if _whole(views["item"], entry):
+                self.items.keep(key, entry)
+            fresh[key] = entry if len(entry) == len(views["item"]) else old.get(key, entry)
+        gathered = Gathered({}, {})
+        for key in people:
+            gathered.users[key] = self._row(views["user"], _entry(views["user"], found, key), gathered.degraded)
+        for key in candidates:
+            gathered.items[key] = self._row(views["item"], fresh[key], gathered.degraded)
+        gathered.seconds = time.perf_counter() - began
+        return gathered
+
+    def _row(self, views: Sequence[View], entry: Entry, degraded: Counter[tuple[str, str]]) -> Row:
+        """A key's features of all views that could be read and are young enough."""
+        usable: list[Row] = []
+        for view in views:
+            stored = entry.get(view.name)
+            if view.name not in entry:
+                degraded[view.name, UNREACHABLE] += 1
+            elif stored is None:
+                # Who has clicked on nothing yet has no history; that is how such users looked in training.
+                if view.name != HISTORY_VIEW:
+                    degraded[view.name, MISSING] += 1
+            elif view.ttl is not None and self.now() - stored.at > view.ttl:
+                degraded[view.name, STALE] += 1
+            else:
+                usable.append(stored.row)
+        return usable[0] if len(usable) == 1 else {name: value for row in usable for name, value in row.items()}
+
+    def _within_deadline(self, plan: list[tuple[View, list[str]]]) -> Found:
+        """What the store answers in time, by view and key; views that it did not answer for are left out."""
+        if not self.breaker.allows():
+            return {}
+        found: Found = {}
+        future: Future[None] = self._pool.submit(self._read, plan, found)
+        try:
+            future.result(self.settings.feature_deadline)
+        except TimeoutError:
+            future.cancel()
+            self._failed("no answer in time")
+        except Exception as error:  # each store has errors of its own
+            self._failed(f"{type(error).__name__}: {error}")
+        else:
+            self._succeeded()
+        # A copy: a read that comes too late goes on to fill what it was given.
+        return dict(found)
+
+    def _read(self, plan: list[tuple[View, list[str]]], found: Found) -> None:
+        for view, keys in plan:
+            found[view.name] = dict(zip(keys, self.source.read(view, keys), strict=True))
+
+    def _failed(self, why: str) -> None:
+        was_open = self.breaker.open
+        self.breaker.failed()
+        if self.breaker.open and not was_open:
+            log.warning("the online store is left alone for a while", extra={"why": why})
+
+    def _succeeded(self) -> None:
+        if self.breaker.open:
+            log.info("the online store answers again")
+        self.breaker.succeeded()
+
+    def _follow_registry(self) -> None:
+        """Take over changed definitions, and renew the items after a materialisation."""
+        while not self._stopped.wait(self.settings.registry_age):
+            try:
+                self.look_at_registry()
+            except Exception as error:  # what was read last still holds
+                log.warning("the feature registry cannot be read", extra={"why": str(error)})
+
+    def look_at_registry(self) -> None:
+        """Read the feature registry again."""
+        before, self.registered = self.registered, self.source.registered(refresh=True)
+        if before.digest != self.registered.digest:
+            self._choose_views()
+        elif before.materialised != self.registered.materialised:
+            self.items.expire()
+
+    def _renew_items(self) -> None:
+        while not self._stopped.wait(0.05):
+            if self.breaker.open:
+                continue
+            try:
+                self.renew(CHUNK)
+            except Exception as error:  # the rows at hand are served on
+                self._failed(f"{type(error).__name__}: {error}")
+
+    def renew(self, count: int) -> int:
+        """Read up to `count` of the items that were served although they were old; the number read.
+
+        Raises:
+            Exception: the store does not answer.
+        """
+        keys = self.items.take_old(count)
+        if keys:
+            views = self._views["item"]
+            found: Found = {}
+            self._read([(view, keys) for view in views], found)
+            for key in keys:
+                entry = _entry(views, found, key)
+                if _whole(views, entry):
+                    self.items.keep(key, entry)
+                else:
+                    self.items.drop(key)
+        return len(keys)
+
+
+def _entry(views: Sequence[View], found: Found, key: str) -> Entry:
+    """A key's values in those views that answered."""
+    return {view.name: found[view.name][key] for view in views if view.name in found}
+
+
+def _whole(views: Sequence[View], entry: Entry) -> bool:
+    """Whether every view answered and one of them knows the item; others are not kept: anyone can make up ids."""
+    return len(entry) == len(views) and any(stored is not None for stored in entry.values())
+
+
+class ItemTable:
+    """Items' values by key. An old one is served once more while it is read anew; one twice as old is not.
+
+    Args:
+        capacity: Items kept at most; the one asked for longest ago goes first.
+        age: Seconds after which an item is old.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, capacity: int, age: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.capacity, self.age, self.clock = capacity, age, clock
+        self._entries: OrderedDict[str, tuple[float, Entry]] = OrderedDict()
+        self._old: set[str] = set()
+        self._expired = float("-inf")
         self._lock = Lock()
 
-    def users(self, keys: Sequence[str]) -> list[Row]:
-        """One row for each user, read from the online store now."""
-        return self._read(USER_KEY, keys, self.user_features)
+    def __len__(self) -> int:
+        return len(self._entries)
 
-    def items(self, keys: Sequence[str]) -> list[Row]:
-        """One row for each item, from this process's table where it is young enough."""
-        oldest = time.monotonic() - self.ttl
+    def held(self, keys: Iterable[str]) -> tuple[dict[str, Entry], dict[str, Entry]]:
+        """The values of those keys that may be served, and of those that are too old unless nothing better is had."""
+        now = self.clock()
+        fresh: dict[str, Entry] = {}
+        old: dict[str, Entry] = {}
         with self._lock:
-            kept = {key: entry for key in keys if (entry := self._items.get(key)) and entry[0] > oldest}
-        absent = [key for key in dict.fromkeys(keys) if key not in kept]
-        if absent:
-            now, rows = time.monotonic(), self._read(ITEM_KEY, absent, self.item_features)
-            kept |= {key: (now, row) for key, row in zip(absent, rows, strict=True)}
-            self._keep({key: kept[key] for key in absent})
-        return [kept[key][1] for key in keys]
+            for key in keys:
+                kept = self._entries.get(key)
+                if kept is None:
+                    continue
+                read, entry = kept
+                self._entries.move_to_end(key)
+                if now - read > 2 * self.age:
+                    old[key] = entry
+                    continue
+                fresh[key] = entry
+                if now - read > self.age or read <= self._expired:
+                    self._old.add(key)
+        return fresh, old
 
-    def _keep(self, entries: Mapping[str, tuple[float, Row]]) -> None:
+    def keep(self, key: str, entry: Entry) -> None:
+        """Keep what was read just now."""
         with self._lock:
-            for key, entry in entries.items():
-                self._items[key] = entry
-                self._items.move_to_end(key)
-            while len(self._items) > self.capacity:
-                self._items.popitem(last=False)
+            self._entries[key] = self.clock(), entry
+            self._entries.move_to_end(key)
+            self._old.discard(key)
+            while len(self._entries) > self.capacity:
+                self._old.discard(self._entries.popitem(last=False)[0])
 
-    def _read(self, key: str, keys: Sequence[str], features: list[str]) -> list[Row]:
-        if not features:
-            return [{} for _ in keys]
-        answer = self.store.get_online_features(features=features, entity_rows=[{key: value} for value in keys])
-        columns = answer.to_dict()
-        names = [name for name in columns if name != key]
-        return [{name: columns[name][number] for name in names} for number in range(len(keys))]
+    def drop(self, key: str) -> None:
+        """Forget an item that the store no longer has."""
+        with self._lock:
+            self._entries.pop(key, None)
+            self._old.discard(key)
 
+    def take_old(self, count: int) -> list[str]:
+        """Up to `count` of the keys that were served although they were old."""
+        with self._lock:
+            return [self._old.pop() for _ in range(min(count, len(self._old)))]
 
-@contextmanager
-def _absent(package: str) -> Iterator[None]:
-    """Let imports believe that a package is not installed.
+    def expire(self) -> None:
+        """Hold everything old, whatever its age: the store has been filled anew."""
+        self._expired = self.clock()
 
-    Feast imports torch wherever it finds it, for offline work; in a service it would cost seconds and 200 MB.
-    """
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # the import system's own mark for "not there"
-    try:
-        yield
-    finally:
-        del sys.modules[package]
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._old.clear()
 
-
-def _references(projections: Any) -> list[str]:
-    return [f"{view.name}:{feature.name}" for view in projections for feature in view.features]
-
-
-def context_fields(spec: DatasetSpec) -> dict[str, str]:
-    """The context fields that a request may carry, with their kinds."""
-    return {field.name: field.kind.value for field in spec.model_fields_of("context")}
+    def oldest(self) -> float:
+        """Seconds since the item read longest ago was read; 0 where there is none."""
+        with self._lock:
+            return max((self.clock() - read for read, _ in self._entries.values()), default=0.0)

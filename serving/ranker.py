@@ -9,9 +9,13 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from components.dataset.spec import ITEM_KEY, USER_KEY, Kind
-from serving.features import OnlineFeatures, Row, context_fields
+from components.dataset.bundle import Bundle
+from components.dataset.spec import ITEM_KEY, USER_KEY, DatasetSpec, Kind
+from components.run import read_json
+from serving.features import Gathered, OnlineFeatures
+from serving.online import Row
 from serving.schemas import (
+    Degraded,
     PredictedPair,
     PredictRequest,
     PredictResponse,
@@ -21,48 +25,57 @@ from serving.schemas import (
 )
 from serving.scorer import Scorer
 
+#: The evaluation's file in the bundle that says what to put in where a feature is missing.
+DEGRADATION = "degradation.json"
 
-class ContextError(ValueError):
-    """The request's context names a field that the model has not, or gives it a value of another type."""
+
+class RequestError(ValueError):
+    """The request is well-formed but does not fit the model or the service's limits."""
 
 
 class Ranker:
     """Answers requests with one model and one source of features."""
 
-    def __init__(self, scorer: Scorer, features: OnlineFeatures, version: str) -> None:
-        self.scorer, self.features, self.version = scorer, features, version
+    def __init__(self, scorer: Scorer, features: OnlineFeatures, version: str, max_candidates: int) -> None:
+        self.scorer, self.features, self.version, self.max_candidates = scorer, features, version, max_candidates
         self.manifest = scorer.bundle.manifest
         self.context = context_fields(scorer.bundle.spec)
-        self.columns = scorer.bundle.vocabulary.columns
+        self.defaults = read_defaults(scorer.bundle)
+        columns = scorer.bundle.vocabulary.columns
+        self.columns = {side: _of_side(scorer.bundle.spec, columns, side) for side in ("user", "item", "context")}
+        features.want([*self.columns["user"], *self.columns["item"]])
 
     def rank(self, request: RankRequest) -> RankResponse:
         """The request's items by falling probability.
 
         Raises:
-            ContextError: the context does not fit the model.
+            RequestError: the context does not fit the model, or there are too many items.
         """
-        count = len(request.item_ids)
-        user = self.features.users([request.user_id])[0]
-        rows = self.features.items(request.item_ids)
+        self._check_count("item_ids", len(request.item_ids))
         context = self._checked(request.context)
-        scores = self._score([request.user_id] * count, [user] * count, request.item_ids, rows, [context] * count)
+        gathered = self.features.gather([request.user_id], request.item_ids)
+        count = len(request.item_ids)
+        scores = self._score([request.user_id] * count, request.item_ids, [context] * count, gathered)
         order = np.argsort(-scores, kind="stable")[: request.top_k]
         cold = self.scorer.cold("item", request.item_ids)
         items = [
             RankedItem(item_id=request.item_ids[place], probability=float(scores[place]), cold=cold[place])
             for place in order
         ]
-        return RankResponse(**self._stamp(), user_cold=self.scorer.cold("user", [request.user_id])[0], items=items)
+        user_cold = self.scorer.cold("user", [request.user_id])[0]
+        return RankResponse(**self._stamp(gathered), user_cold=user_cold, items=items)
 
     def predict(self, request: PredictRequest) -> PredictResponse:
         """The click probability of each pair.
 
         Raises:
-            ContextError: a context does not fit the model.
+            RequestError: a context does not fit the model, or there are too many pairs.
         """
+        self._check_count("pairs", len(request.pairs))
         users, items = [pair.user_id for pair in request.pairs], [pair.item_id for pair in request.pairs]
         contexts = [self._checked(pair.context) for pair in request.pairs]
-        scores = self._score(users, self.features.users(users), items, self.features.items(items), contexts)
+        gathered = self.features.gather(users, items)
+        scores = self._score(users, items, contexts, gathered)
         cold = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
         pairs = [
             PredictedPair(
@@ -73,49 +86,77 @@ class Ranker:
             )
             for user, item, score, sides in zip(users, items, scores, cold, strict=True)
         ]
-        return PredictResponse(**self._stamp(), pairs=pairs)
+        return PredictResponse(**self._stamp(gathered), pairs=pairs)
 
     def describe(self) -> dict[str, Any]:
         """What is served."""
         said = ("name", "backbone", "arm", "run_id", "feature_service", "feature_service_hash", "spec_digest")
         return {"model_version": self.version, **{key: self.manifest.get(key) for key in said}, "context": self.context}
 
-    def _stamp(self) -> dict[str, str]:
+    def _stamp(self, gathered: Gathered) -> dict[str, Any]:
+        worse = sorted(gathered.degraded.items())
         return {
             "request_id": uuid4().hex,
             "model_version": self.version,
             "feature_service_hash": str(self.manifest["feature_service_hash"]),
+            "degraded": [Degraded(view=view, reason=reason, keys=keys) for (view, reason), keys in worse],
         }
 
     def _score(
-        self,
-        users: Sequence[str],
-        user_rows: Sequence[Row],
-        items: Sequence[str],
-        item_rows: Sequence[Row],
-        contexts: Sequence[Row],
+        self, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], gathered: Gathered
     ) -> npt.NDArray[np.float32]:
+        """Probabilities [n] of n rows; a feature that its row lacks takes the model's default, one that is null not."""
         columns: dict[str, list[Any]] = {USER_KEY: list(users), ITEM_KEY: list(items)}
-        for name in self.columns:
-            if name not in columns:
-                sides = zip(user_rows, item_rows, contexts, strict=True)
-                columns[name] = [next((row[name] for row in rows if name in row), None) for rows in sides]
+        rows = {
+            "user": [gathered.users[key] for key in users],
+            "item": [gathered.items[key] for key in items],
+            "context": contexts,
+        }
+        for side, names in self.columns.items():
+            for name in names:
+                default = self.defaults.get(name)
+                columns[name] = [row.get(name, default) for row in rows[side]]
         return self.scorer.probabilities(columns)
+
+    def _check_count(self, field: str, count: int) -> None:
+        if count > self.max_candidates:
+            raise RequestError(f"{field}: at most {self.max_candidates} are allowed, not {count}")
 
     def _checked(self, context: Mapping[str, Any]) -> Row:
         unknown = sorted(set(context) - set(self.context))
         if unknown:
             known = ", ".join(sorted(self.context)) or "none"
-            raise ContextError(f"unknown context field '{unknown[0]}'; the model reads: {known}")
+            raise RequestError(f"unknown context field '{unknown[0]}'; the model reads: {known}")
         for name, value in context.items():
             if not _fits(self.context[name], value):
-                raise ContextError(f"context field '{name}' is of kind {self.context[name]}; got {value!r}")
+                raise RequestError(f"context field '{name}' is of kind {self.context[name]}; got {value!r}")
         return {name: _spelled(self.context[name], context.get(name)) for name in self.context}
+
+
+def context_fields(spec: DatasetSpec) -> dict[str, str]:
+    """The context fields that a request may carry, with their kinds."""
+    return {field.name: field.kind.value for field in spec.model_fields_of("context")}
+
+
+def read_defaults(bundle: Bundle) -> dict[str, Any]:
+    """What the evaluation found best for each field where its value is missing; null where nothing is better."""
+    if DEGRADATION not in bundle.manifest["files"]:
+        return {}
+    defaults = read_json(bundle.path / DEGRADATION)["defaults"]
+    return {name: found["value"] for name, found in defaults.items() if found["default"] == "most_frequent"}
+
+
+def _of_side(spec: DatasetSpec, columns: Sequence[str], side: str) -> tuple[str, ...]:
+    """The model's raw columns that come from one side; histories are the user's, keys are nobody's."""
+    of = {field.table_column: field.side for field in spec.fields}
+    return tuple(name for name in columns if name not in {USER_KEY, ITEM_KEY} and of.get(name, "user") == side)
 
 
 def _fits(kind: str, value: Any) -> bool:
     if value is None:
         return True
+    if isinstance(value, bool):
+        return False
     if kind == Kind.NUMBER:
         return isinstance(value, int | float)
     return isinstance(value, list) if kind == Kind.MULTI else isinstance(value, str | int)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
-MAX_ITEMS = 1000
+from serving.settings import MAX_ITEMS
+
 MAX_KEY = 256
+MAX_VALUES = 256
+MAX_FIELDS = 64
+#: Whole numbers up to here are the same as 64-bit floats.
+EXACT = 2**53
 
 
 def _key(value: Any) -> Any:
@@ -15,8 +20,14 @@ def _key(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Key = Annotated[str, BeforeValidator(_key), Field(min_length=1, max_length=MAX_KEY)]
-ContextValue = str | float | int | list[str] | None
+Key = Annotated[str, BeforeValidator(_key, json_schema_input_type=str | int), Field(min_length=1, max_length=MAX_KEY)]
+Word = Annotated[StrictStr, Field(max_length=MAX_KEY)]
+Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Whole = Annotated[StrictInt, Field(ge=-EXACT, le=EXACT)]
+ContextValue = Word | Whole | Number | Annotated[list[Word], Field(max_length=MAX_VALUES)] | None
+Context = Annotated[
+    dict[Word, ContextValue], Field(max_length=MAX_FIELDS, description="Context fields known at this moment.")
+]
 
 
 class _Request(BaseModel):
@@ -28,8 +39,10 @@ class RankRequest(_Request):
 
     user_id: Key = Field(description="The user; one never seen is scored as cold.")
     item_ids: list[Key] = Field(min_length=1, max_length=MAX_ITEMS, description="The candidates.")
-    context: dict[str, ContextValue] = Field(default_factory=dict, description="Context fields known at this moment.")
-    top_k: int | None = Field(default=None, ge=1, le=MAX_ITEMS, description="How many items to return; all if not set.")
+    context: Context = {}
+    top_k: int | None = Field(
+        default=None, ge=1, le=MAX_ITEMS, strict=True, description="How many items to return; all if not set."
+    )
 
 
 class Pair(_Request):
@@ -37,13 +50,31 @@ class Pair(_Request):
 
     user_id: Key
     item_id: Key
-    context: dict[str, ContextValue] = Field(default_factory=dict)
+    context: Context = {}
 
 
 class PredictRequest(_Request):
     """Click probabilities of explicit pairs."""
 
     pairs: list[Pair] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
+class Degraded(BaseModel):
+    """A feature view that could not be used for some users or items; the model's defaults stand in for its features."""
+
+    view: str
+    reason: Literal["missing", "stale", "unreachable"]
+    keys: int = Field(description="Number of users or items.")
+
+
+class _Answer(BaseModel):
+    # pydantic keeps names that begin with model_ for itself unless told otherwise.
+    model_config = ConfigDict(protected_namespaces=())
+
+    request_id: str
+    model_version: str
+    feature_service_hash: str
+    degraded: list[Degraded] = Field(description="Empty where all features were there and young enough.")
 
 
 class RankedItem(BaseModel):
@@ -54,12 +85,9 @@ class RankedItem(BaseModel):
     cold: bool
 
 
-class RankResponse(BaseModel):
+class RankResponse(_Answer):
     """The candidates by falling probability; equal ones keep the order in which they were asked."""
 
-    request_id: str
-    model_version: str
-    feature_service_hash: str
     user_cold: bool
     items: list[RankedItem]
 
@@ -73,10 +101,7 @@ class PredictedPair(BaseModel):
     cold: list[str]
 
 
-class PredictResponse(BaseModel):
+class PredictResponse(_Answer):
     """Click probabilities in the order asked."""
 
-    request_id: str
-    model_version: str
-    feature_service_hash: str
     pairs: list[PredictedPair]

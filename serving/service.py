@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -15,12 +14,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from components.dataset.bundle import Bundle
+from components.dataset.bundle import Bundle, BundleError
+from components.dataset.errors import UserError
+from serving.door import Door, LateError, check_waited
 from serving.errors import ErrorBodies
 from serving.features import OnlineFeatures
-from serving.ranker import ContextError, Ranker
+from serving.online import OnlineStore
+from serving.ranker import Ranker, RequestError
 from serving.schemas import PredictRequest, PredictResponse, RankRequest, RankResponse
 from serving.scorer import Scorer
+from serving.settings import PREFIX, ServeSettings
 
 
 class BadRequestError(BentoMLException):
@@ -29,13 +32,32 @@ class BadRequestError(BentoMLException):
     error_code = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
+class TooLateError(BentoMLException):
+    """The request waited too long to be worth answering."""
+
+    error_code = HTTPStatus.GATEWAY_TIMEOUT
+
+
+settings = ServeSettings.read()
+
+
 def _ranker() -> Ranker:
-    """The ranker of the model that TANDEM_MODEL names in the model store, with the features of TANDEM_FEATURE_STORE."""
-    model = bentoml.models.get(os.environ["TANDEM_MODEL"])
+    """The ranker of the model that the settings name.
+
+    Raises:
+        BundleError: the model is not what was registered, or its features are not those of the store.
+    """
+    if settings.model is None:
+        raise UserError(f"{PREFIX}MODEL is not set")
+    model = bentoml.models.get(settings.model)
     bundle = Bundle.open(Path(model.path))
-    config = Path(os.environ["TANDEM_FEATURE_STORE"])
-    features = OnlineFeatures(config, str(bundle.manifest["feature_service"]))
-    return Ranker(Scorer(bundle), features, str(model.tag.version))
+    store = OnlineStore(settings.feature_store, str(bundle.manifest["feature_service"]), settings.feature_deadline)
+    features = OnlineFeatures(store, settings)
+    if features.registered.digest != bundle.manifest["feature_service_hash"]:
+        raise BundleError(f"{bundle.path}: the feature service is not the one that the model was trained on")
+    ranker = Ranker(Scorer(bundle), features, str(model.tag.version), settings.max_candidates)
+    features.start()
+    return ranker
 
 
 current: dict[str, Ranker] = {}
@@ -48,7 +70,8 @@ def _model(_: Request) -> Response:
 pages = Starlette(routes=[Route("/model", _model, methods=["GET"])])
 
 
-@bentoml.service(name="tandem", threads=4, traffic={"timeout": 10, "max_concurrency": 64})
+# A request that is never begun is refused after `timeout`; one that is begun is done in a small part of it.
+@bentoml.service(name="tandem", threads=settings.threads, traffic={"timeout": 2 * settings.timeout})
 @bentoml.asgi_app(pages, path="/")
 class Tandem:
     """Ranks items for a user by click probability."""
@@ -74,12 +97,16 @@ class Tandem:
 
 
 Tandem.add_asgi_middleware(ErrorBodies)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service
+Tandem.add_asgi_middleware(Door, settings=settings)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Answer 422 where a request does not fit the model."""
+    """Answer 422 where a request does not fit the model, and 504 where it is too late to begin."""
     try:
+        check_waited(settings.timeout)
         yield
-    except ContextError as error:
+    except RequestError as error:
         raise BadRequestError(str(error)) from None
+    except LateError as error:
+        raise TooLateError(str(error)) from None

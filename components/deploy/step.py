@@ -103,7 +103,7 @@ def _pack(tag: str, name: str, number: str) -> None:
         include=["serving/*.py", "components/__init__.py", "components/run.py", "components/dataset/*.py"],
         python={"packages": [_pinned(package) for package in PACKAGES], "lock_packages": False},
         models=[tag],
-        docker={"env": {"TANDEM_MODEL": tag}},
+        docker={"env": {"TANDEM_SERVE_MODEL": tag}},
     )
 
 

@@ -70,6 +70,16 @@ def test_strangers_are_scored_as_cold_and_flagged(service):
     assert [pair["cold"] for pair in service.post("/predict", {"pairs": pairs}).json()["pairs"]] == [["user"], ["item"]]
 
 
+def test_features_that_are_missing_are_named(service):
+    body = service.post("/rank", {"user_id": "c1", "item_ids": ["s1", "s2"]}).json()
+    assert body["degraded"] == []
+    body = service.post("/rank", {"user_id": "nobody", "item_ids": ["s1", "no", "none"]}).json()
+    assert body["degraded"] == [
+        {"view": "item_profile", "reason": "missing", "keys": 2},
+        {"view": "user_profile", "reason": "missing", "keys": 1},
+    ]
+
+
 def test_ids_may_be_whole_numbers(service):
     body = service.post("/rank", {"user_id": 7, "item_ids": [1, 2]}).json()
     assert sorted(item["item_id"] for item in body["items"]) == ["1", "2"]
@@ -91,6 +101,12 @@ WRONG = {
     "unknown field": ({"user_id": "c1", "item_ids": ["s1"], "limit": 3}, "limit"),
     "unknown context": ({"user_id": "c1", "item_ids": ["s1"], "context": {"moon": "full"}}, "moon"),
     "context of another type": ({"user_id": "c1", "item_ids": ["s1"], "context": {"device": 1.5}}, "device"),
+    "context a truth value": ({"user_id": "c1", "item_ids": ["s1"], "context": {"device": True}}, "device"),
+    "context too long": ({"user_id": "c1", "item_ids": ["s1"], "context": {"device": "x" * 257}}, "device"),
+    "context list too long": ({"user_id": "c1", "item_ids": ["s1"], "context": {"device": ["x"] * 257}}, "device"),
+    "context number too large": ({"user_id": "c1", "item_ids": ["s1"], "context": {"device": 10**400}}, "device"),
+    "too much context": ({"user_id": "c1", "item_ids": ["s1"], "context": {f"f{n}": 1 for n in range(65)}}, "context"),
+    "user a huge number": ({"user_id": 10**300, "item_ids": ["s1"]}, "user_id"),
     "a list": (["c1"], "body"),
     "a number": (7, "body"),
     "null": (None, "user_id"),
@@ -115,8 +131,12 @@ def test_wrong_requests_are_refused_in_one_shape(service, name):
         (b"\xff\xfe", "application/json", 400),
         (pickle.dumps({"user_id": "c1", "item_ids": ["s1"]}), "application/vnd.bentoml+pickle", 415),
         (b"<rank/>", "application/xml", 400),
+        (b'{"user_id": "\\ud800", "item_ids": ["s1"]}', "application/json", 400),
+        (b'{"user_id": "c1", "item_ids": ["s1"], "context": {"device": NaN}}', "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b"x" * (2**20 + 1), "application/json", 413),
     ],
-    ids=["half an object", "no UTF-8", "pickle", "XML"],
+    ids=["half an object", "no UTF-8", "pickle", "XML", "half a letter", "no number", "too deep", "too long"],
 )
 def test_what_is_no_json_is_refused(service, content, kind, status):
     answer = service.client.post("/rank", content=content, headers={"content-type": kind})

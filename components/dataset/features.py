@@ -1,0 +1,25 @@
+"""What a feature service is, as one digest: computed where the definitions are made, and where they are served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def features_digest(service: str, views: Iterable[Any]) -> str:
+    """SHA-256 over what the features of Feast's views are and mean, and not over where they lie."""
+    content = json.dumps({"service": service, "views": [_described(view) for view in views]}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _described(view: Any) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "entities": list(view.entities),
+        "features": [[field.name, str(field.dtype)] for field in view.features],
+        "ttl": view.ttl.total_seconds(),
+        "created": view.batch_source.created_timestamp_column,
+        "tags": dict(view.tags),
+    }

@@ -1,0 +1,142 @@
+"""Feast's online store, view by view: values with the moment from which they hold, and no more of Feast than that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from components.dataset.features import features_digest
+from components.dataset.spec import ITEM_KEY, USER_KEY
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """A feature view: its names, the side whose key it has, and the age in seconds at which its values expire."""
+
+    name: str
+    side: str
+    features: tuple[str, ...]
+    ttl: float | None
+    definition: Any
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A key's values in a view, and the Unix time in seconds of the event that they are from."""
+
+    row: Row
+    at: float
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the feature registry says of a feature service."""
+
+    views: tuple[View, ...]
+    digest: str
+    #: The last materialisation of any view of items.
+    materialised: datetime | None
+
+
+class OnlineStore:
+    """Reads of one feature service.
+
+    Feast's `get_online_features` hides the age of what it finds, and spends 60 microseconds on each row; its stores
+    themselves have neither fault.
+
+    Args:
+        config: feature_store.yaml.
+        service: The feature service.
+        deadline: Seconds after which a Redis socket gives up.
+
+    Raises:
+        Exception: the registry cannot be read, or has no such service; Feast has many ways to say so.
+    """
+
+    def __init__(self, config: Path, service: str, deadline: float) -> None:
+        with _absent("torch"):
+            from feast import FeatureStore
+            from feast.infra.online_stores.helpers import get_online_store_from_config
+
+        self._store: Any = FeatureStore(fs_yaml_file=config)
+        self._service = service
+        online = self._store.config.online_store
+        if online.type == "redis":
+            online.connection_string = impatient(online.connection_string, deadline)
+        self._online = get_online_store_from_config(online)
+
+    def registered(self, refresh: bool = False) -> Registered:
+        """What the registry says now, with `refresh`, or when it was read last."""
+        if refresh:
+            self._store.refresh_registry()
+        service = self._store.get_feature_service(self._service)
+        definitions = [self._store.get_feature_view(shown.name) for shown in service.feature_view_projections]
+        views = tuple(map(_view, definitions))
+        ends = [end for view in views if view.side == "item" for _, end in view.definition.materialization_intervals]
+        return Registered(views, features_digest(service.name, definitions), max(ends, default=None))
+
+    def read(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
+        """The values of each key, None for those that the view does not hold.
+
+        Raises:
+            Exception: the store did not answer; each store has its own way to say so.
+        """
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        name = USER_KEY if view.side == "user" else ITEM_KEY
+        asked = [EntityKey(join_keys=[name], entity_values=[Value(string_val=key)]) for key in keys]
+        found = self._online.online_read(self._store.config, view.definition, asked, list(view.features))
+        return [_stored(view, at, values) for at, values in found]
+
+
+def impatient(connection: str, deadline: float) -> str:
+    """A connection string of Feast's with socket timeouts and without redis-py's retries, which sleep for seconds."""
+    given = {part.partition("=")[0] for part in connection.split(",")}
+    wanted = {"socket_timeout": deadline, "socket_connect_timeout": deadline, "retry": "null"}
+    return ",".join([connection, *(f"{name}={value}" for name, value in wanted.items() if name not in given)])
+
+
+def _view(definition: Any) -> View:
+    side = "user" if definition.entity_columns[0].name == USER_KEY else "item"
+    ttl = definition.ttl.total_seconds() if definition.ttl else 0.0
+    return View(definition.name, side, tuple(field.name for field in definition.features), ttl or None, definition)
+
+
+def _stored(view: View, at: datetime | None, values: Mapping[str, Any] | None) -> Stored | None:
+    row = {name: _value((values or {}).get(name)) for name in view.features}
+    # Redis answers for a key that it does not hold as for one whose values of 1970 are all null.
+    if at is None or (at.timestamp() <= 0 and all(value is None for value in row.values())):
+        return None
+    return Stored(row, at.timestamp())
+
+
+def _value(value: Any) -> Any:
+    kind = None if value is None else value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    found = getattr(value, kind)
+    return list(found.val) if kind.endswith("_list_val") else found
+
+
+@contextmanager
+def _absent(package: str) -> Iterator[None]:
+    """Let imports believe that a package is not installed.
+
+    Feast imports torch wherever it finds it, for offline work; in a service it would cost seconds and 200 MB.
+    """
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # the import system's own mark for "not there"
+    try:
+        yield
+    finally:
+        del sys.modules[package]

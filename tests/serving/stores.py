@@ -1,0 +1,39 @@
+"""An online store in memory that can be made slow, broken, and older than it is."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from serving.online import Registered, Stored, View
+
+USERS = View("user_profile", "user", ("gender", "city"), None, None)
+HISTORY = View("user_history", "user", ("history_item_id",), None, None)
+ITEMS = View("item_profile", "item", ("price", "title"), 100.0, None)
+NOW = 1_000_000.0
+
+
+class MemoryStore:
+    """Rows by view and key; `reads` counts what was asked for."""
+
+    def __init__(self) -> None:
+        self.rows = {
+            "user_profile": {"u1": Stored({"gender": "F", "city": None}, 0.0)},
+            "user_history": {},
+            "item_profile": {f"i{n}": Stored({"price": float(n), "title": "x"}, NOW - n) for n in range(200)},
+        }
+        self.reads: Counter[tuple[str, str]] = Counter()
+        self.seconds, self.broken = 0.0, False
+        self.state = Registered((USERS, HISTORY, ITEMS), "one", None)
+
+    def registered(self, refresh: bool = False) -> Registered:
+        return self.state
+
+    def read(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
+        self.reads.update((view.name, key) for key in keys)
+        time.sleep(self.seconds)
+        if self.broken:
+            raise ConnectionError("refused")
+        rows = [self.rows[view.name].get(key) for key in keys]
+        return [row and Stored({name: row.row[name] for name in view.features}, row.at) for row in rows]

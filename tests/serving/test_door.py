@@ -1,0 +1,113 @@
+"""The door in front of a plain ASGI application, met over HTTP as it would be in the service."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from components.dataset.errors import UserError
+from serving.door import Door, LateError, _arrived, check_waited
+from serving.errors import ErrorBodies
+from serving.settings import ServeSettings
+
+KEY = "a-key-of-sixteen-letters"
+entered, released = threading.Semaphore(0), threading.Event()
+
+
+async def echo(request: Request) -> JSONResponse:
+    body = await request.body()
+    return JSONResponse({"size": len(body)})
+
+
+def wait(_: Request) -> JSONResponse:
+    entered.release()
+    released.wait(30)
+    return JSONResponse({})
+
+
+def client(**settings) -> TestClient:
+    routes = [
+        Route("/rank", echo, methods=["POST"]),
+        Route("/wait", wait, methods=["POST"]),
+        Route("/livez", echo, methods=["GET"]),
+    ]
+    middleware = [Middleware(ErrorBodies), Middleware(Door, settings=ServeSettings(**settings))]
+    return TestClient(Starlette(routes=routes, middleware=middleware))
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", KEY[:-1], f"Bearer {KEY}x", f"Basic {KEY}"])
+def test_without_the_key_nothing_is_answered(header):
+    headers = {} if header is None else {"authorization": header}
+    answer = client(api_key=KEY).post("/rank", content=b"{}", headers=headers)
+    assert answer.status_code == 401
+    assert answer.json() == {"error": "send 'authorization: Bearer KEY'", "detail": []}
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_with_the_key_and_for_probes_the_door_is_open():
+    guarded = client(api_key=KEY)
+    assert guarded.post("/rank", content=b"{}", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+    assert guarded.get("/livez").status_code == 200
+    assert KEY not in repr(ServeSettings(api_key=SecretStr(KEY)))
+
+
+def test_a_body_that_is_too_long_is_refused_whether_it_says_so_or_not():
+    small = client(max_body=2000)
+    assert small.post("/rank", content=b"x" * 2000).json() == {"size": 2000}
+    assert small.post("/rank", content=b"x" * 2001).status_code == 413
+    chunks = (b"x" * 500 for _ in range(1000))
+    answer = small.post("/rank", content=chunks)
+    assert answer.status_code == 413
+    assert "2000 bytes" in answer.json()["error"]
+    assert small.post("/rank", content=b"x", headers={"content-length": "9" * 30}).status_code == 413
+
+
+def test_more_requests_than_allowed_are_told_when_to_come_back():
+    released.clear()
+    with client(max_concurrency=2) as busy:
+        waiting = [threading.Thread(target=busy.post, args=("/wait",)) for _ in range(2)]
+        try:
+            for thread in waiting:
+                thread.start()
+                assert entered.acquire(timeout=30)
+            answer = busy.post("/rank", content=b"")
+            probe = busy.get("/livez")
+        finally:
+            released.set()
+            for thread in waiting:
+                thread.join()
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert probe.status_code == 200, "the cluster's probes are no load"
+        assert busy.post("/rank", content=b"").status_code == 200
+
+
+def test_a_request_that_waited_too_long_is_not_begun():
+    token = _arrived.set(time.monotonic() - 2)
+    try:
+        check_waited(timeout=3)
+        with pytest.raises(LateError, match=r"2\.0 s"):
+            check_waited(timeout=1)
+    finally:
+        _arrived.reset(token)
+
+
+def test_settings_come_from_the_environment_and_are_checked():
+    read = ServeSettings.read({"TANDEM_SERVE_ITEM_AGE": "7", "TANDEM_SERVE_API_KEY": "", "ITEM_AGE": "9", "PATH": "x"})
+    assert (read.item_age, read.api_key) == (7.0, None)
+    with pytest.raises(UserError, match="TANDEM_SERVE_ITEM_AGE: Input should be greater than 0"):
+        ServeSettings.read({"TANDEM_SERVE_ITEM_AGE": "0"})
+    with pytest.raises(UserError, match="TANDEM_SERVE_ITEM_AGES is no setting"):
+        ServeSettings.read({"TANDEM_SERVE_ITEM_AGES": "1"})
+    with pytest.raises(UserError) as refused:
+        ServeSettings.read({"TANDEM_SERVE_API_KEY": "short-secret"})
+    assert "short-secret" not in str(refused.value)

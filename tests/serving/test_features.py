@@ -1,0 +1,161 @@
+"""Features in every weather: read once, kept, renewed, and left out where they cannot be used."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from serving.features import ItemTable, OnlineFeatures
+from serving.online import Stored, impatient
+from serving.settings import ServeSettings
+from tests.serving.stores import NOW, MemoryStore
+from tests.serving.test_breaker import Clock
+
+WANTED = ("gender", "city", "history_item_id", "price")
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+def make_features(store, **settings):
+    features = OnlineFeatures(store, ServeSettings(**settings), now=lambda: NOW)
+    features.want(WANTED)
+    return features
+
+
+def test_each_key_is_read_once(store):
+    features = make_features(store)
+    gathered = features.gather(["u1", "u1", "u1"], ["i1", "i2", "i1"])
+    assert gathered.users == {"u1": {"gender": "F", "city": None}}
+    assert gathered.items == {"i1": {"price": 1.0}, "i2": {"price": 2.0}}
+    assert not gathered.degraded, "no history is how a new user looks"
+    assert set(store.reads.values()) == {1}
+    features.gather(["u1"], ["i1", "i2"])
+    assert store.reads["user_profile", "u1"] == 2, "users are read at every request"
+    assert store.reads["item_profile", "i1"] == 1
+
+
+def test_features_that_no_model_reads_are_not_read(store):
+    features = OnlineFeatures(store, ServeSettings(), now=lambda: NOW)
+    features.want(["price"])
+    assert features.gather(["u1"], ["i1"]).users == {"u1": {}}
+    assert set(store.reads) == {("item_profile", "i1")}
+
+
+def test_a_view_that_has_no_row_is_missing_and_a_null_in_a_row_is_a_value(store):
+    gathered = make_features(store).gather(["nobody"], ["i1", "nothing", "none"])
+    assert gathered.users == {"nobody": {}}
+    assert gathered.items == {"i1": {"price": 1.0}, "nothing": {}, "none": {}}
+    assert gathered.degraded == {("user_profile", "missing"): 1, ("item_profile", "missing"): 2}
+
+
+def test_age_is_judged_by_the_event(store):
+    gathered = make_features(store).gather([], ["i99", "i100", "i101", "i150"])
+    assert gathered.items == {"i99": {"price": 99.0}, "i100": {"price": 100.0}, "i101": {}, "i150": {}}
+    assert gathered.degraded == {("item_profile", "stale"): 2}
+
+
+def test_values_grow_stale_in_the_table_too(store):
+    now = NOW
+    features = OnlineFeatures(store, ServeSettings(), now=lambda: now)
+    features.want(WANTED)
+    assert not features.gather([], ["i50"]).degraded
+    now += 51
+    assert features.gather([], ["i50"]).degraded == {("item_profile", "stale"): 1}
+    assert store.reads["item_profile", "i50"] == 1
+
+
+def test_ids_that_are_made_up_are_not_kept(store):
+    features = make_features(store)
+    features.gather([], ["i1"])
+    features.gather([], [f"made-up-{number}" for number in range(1000)])
+    assert len(features.items) == 1
+
+
+def test_a_late_answer_is_not_waited_for(store):
+    features = make_features(store, feature_deadline=0.05)
+    store.seconds = 0.5
+    began = time.monotonic()
+    gathered = features.gather(["u1"], ["i1"])
+    assert time.monotonic() - began < 0.4
+    assert gathered.users == {"u1": {}}
+    assert gathered.degraded == {
+        ("user_profile", "unreachable"): 1,
+        ("user_history", "unreachable"): 1,
+        ("item_profile", "unreachable"): 1,
+    }
+
+
+def test_a_broken_store_is_left_alone_and_found_again(store):
+    features = make_features(store, breaker_failures=3, breaker_pause=0.1)
+    store.broken = True
+    for _ in range(10):
+        assert features.gather(["u1"], []).degraded["user_profile", "unreachable"] == 1
+    assert store.reads["user_profile", "u1"] == 3
+    store.broken = False
+    time.sleep(0.15)
+    assert not features.gather(["u1"], []).degraded
+    assert not features.breaker.open
+
+
+def test_kept_items_outlive_the_store_even_when_they_are_old(store):
+    features = make_features(store)
+    features.gather(["u1"], ["i1"])
+    features.items.clock = lambda: time.monotonic() + 10_000
+    store.broken = True
+    gathered = features.gather([], ["i1"])
+    assert gathered.items == {"i1": {"price": 1.0}}
+    assert not gathered.degraded
+
+
+def test_an_old_item_is_served_once_more_and_renewed_behind_the_request(store):
+    clock = Clock()
+    features = make_features(store, item_age=10)
+    features.items.clock = clock
+    features.gather([], ["i1", "i2"])
+    store.rows["item_profile"]["i1"] = Stored({"price": 7.0, "title": "x"}, NOW)
+    del store.rows["item_profile"]["i2"]
+    clock.now = 11
+    assert features.gather([], ["i1"]).items == {"i1": {"price": 1.0}}
+    assert store.reads["item_profile", "i1"] == 1, "not inside the request"
+    assert features.renew(10) == 1
+    assert features.gather([], ["i1"]).items == {"i1": {"price": 7.0}}
+    features.gather([], ["i2"])
+    features.renew(10)
+    assert features.gather([], ["i2"]).items == {"i2": {}}, "an item that the store dropped is dropped here"
+    clock.now = 100
+    assert features.gather([], ["i1"]).items == {"i1": {"price": 7.0}}
+    assert store.reads["item_profile", "i1"] == 3, "twice as old as allowed: read inside the request"
+
+
+def test_a_materialisation_makes_every_item_old(store):
+    features = make_features(store)
+    features.gather([], ["i1"])
+    features.look_at_registry()
+    features.gather([], ["i1"])
+    assert features.renew(10) == 0
+    store.state = replace(store.state, materialised=datetime.now(UTC))
+    features.look_at_registry()
+    features.gather([], ["i1"])
+    assert features.renew(10) == 1
+
+
+def test_the_table_holds_what_it_may_and_forgets_what_was_asked_for_longest_ago():
+    table = ItemTable(capacity=2, age=10)
+    for key in ("a", "b"):
+        table.keep(key, {})
+    table.held(["a"])
+    table.keep("c", {})
+    assert set(table.held(["a", "b", "c"])[0]) == {"a", "c"}
+
+
+def test_redis_is_told_not_to_wait():
+    assert (
+        impatient("h:1,password=x", 0.25) == "h:1,password=x,socket_timeout=0.25,socket_connect_timeout=0.25,retry=null"
+    )
+    assert impatient("h:1,socket_timeout=9", 0.25).count("socket_timeout=") == 1

@@ -1,0 +1,69 @@
+"""What stands in for features that cannot be used: the defaults that came with the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from components.dataset.bundle import Bundle, write_manifest
+from serving.features import OnlineFeatures
+from serving.online import Registered, Stored, View
+from serving.ranker import Ranker, RequestError
+from serving.schemas import RankRequest
+from serving.scorer import Scorer
+from serving.settings import ServeSettings
+from tests.serving.stores import MemoryStore
+
+ITEM = {"colours": ["red"], "price": 3.0}
+
+
+@pytest.fixture
+def bundle(shop, tmp_path):
+    """The shop's bundle, as if its evaluation had found defaults that are better than nothing."""
+    (registered,) = shop.glob("home/runs/first/artifacts/*/register/bundle")
+    copy = tmp_path / "bundle"
+    shutil.copytree(registered, copy)
+    table = json.loads((copy / "degradation.json").read_text())
+    for name, value in {"gender": "F", "colours": ["blue"], "price": 20.5}.items():
+        table["defaults"][name] = {"default": "most_frequent", "value": value}
+    table["defaults"]["device"] = {"default": "missing", "value": None}
+    (copy / "degradation.json").write_text(json.dumps(table))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    write_manifest(copy, {key: value for key, value in manifest.items() if key != "files"})
+    return Bundle.open(copy)
+
+
+def scores(bundle, user, item):
+    store = MemoryStore()
+    views = (View("users", "user", ("gender",), None, None), View("items", "item", ("colours", "price"), None, None))
+    store.state = Registered(views, "one", None)
+    store.rows = {"users": {"c1": user and Stored(user, 0)}, "items": {"s1": item and Stored(item, 0)}}
+    ranker = Ranker(Scorer(bundle), OnlineFeatures(store, ServeSettings()), "1", max_candidates=2)
+    answer = ranker.rank(RankRequest(user_id="c1", item_ids=["s1"]))
+    return answer.items[0].probability, [worse.model_dump() for worse in answer.degraded]
+
+
+def test_defaults_stand_in_for_what_is_missing(bundle):
+    assert scores(bundle, None, ITEM) == (
+        scores(bundle, {"gender": "F"}, ITEM)[0],
+        [{"view": "users", "reason": "missing", "keys": 1}],
+    )
+    filled = scores(bundle, {"gender": "F"}, {"colours": ["blue"], "price": 20.5})
+    assert scores(bundle, {"gender": "F"}, None)[0] == filled[0]
+    assert scores(bundle, {"gender": "M"}, ITEM)[0] != scores(bundle, None, ITEM)[0]
+
+
+def test_a_null_is_no_missing_feature(bundle):
+    """A null in the store is one that training saw too; the default is for rows that could not be had."""
+    probability, degraded = scores(bundle, {"gender": None}, ITEM)
+    assert degraded == []
+    assert probability != scores(bundle, None, ITEM)[0]
+
+
+def test_a_service_may_allow_fewer_candidates(bundle):
+    ranker = Ranker(Scorer(bundle), OnlineFeatures(MemoryStore(), ServeSettings()), "1", max_candidates=2)
+    ranker.rank(RankRequest(user_id="c1", item_ids=["s1", "s2"]))
+    with pytest.raises(RequestError, match="item_ids: at most 2 are allowed, not 3"):
+        ranker.rank(RankRequest(user_id="c1", item_ids=["s1", "s2", "s3"]))
