@@ -58,6 +58,7 @@ Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as align.temperature=0.1; may be repeated."),
 ]
+Every = Annotated[float, typer.Option(help="Seconds between looks at the registry.", min=0.1)]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings, with the keys that --set takes.")]
 Backbone = Annotated[
     str,
@@ -323,12 +324,34 @@ def serve(
     workdir: Workdir = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
+    assignments: Assignments = None,
+    every: Every = 10.0,
 ) -> None:
-    """Serve the deployed model: POST /rank, POST /predict, GET /model, /readyz, /livez, /metrics."""
+    """Serve the champion, and follow the registry: POST /rank, /predict, GET /model, /readyz, /livez, /metrics.
+
+    A setting may also be an environment variable: canary=0.1 is TANDEM_SERVE_CANARY=0.1. The key of the API is
+    better not said on a command line: TANDEM_SERVE_API_KEY.
+    """
     _enter(workdir)
     from pipelines.service import start
 
-    start(dataset, host, port)
+    start(dataset, host, port, assignments or [], every)
+
+
+@app.command()
+def follow(
+    dataset: Annotated[str, typer.Option(help="Data set whose models are followed.")],
+    to: Annotated[Path, typer.Option(help="Folder of the models; a service's TANDEM_SERVE_MODELS.")],
+    version: Annotated[str | None, typer.Option(help="A version that is wanted whatever the aliases say.")] = None,
+    every: Every = 10.0,
+    beside: Annotated[int | None, typer.Option(hidden=True)] = None,
+    workdir: Workdir = None,
+) -> None:
+    """Keep a folder what the registry's aliases say, for a service that knows no MLflow: on a cluster, a sidecar."""
+    _enter(workdir)
+    from pipelines.service import follow
+
+    follow(dataset, to, every, version, beside)
 
 
 registry = typer.Typer(help="Look at and move the registered models.", no_args_is_help=True)

@@ -18,7 +18,8 @@ from serving.settings import ServeSettings
 log = logging.getLogger("tandem.serving")
 
 MISSING, STALE, UNREACHABLE = "missing", "stale", "unreachable"
-HISTORY_VIEW = "user_history"
+#: Views whose rows everyone has; who has done nothing yet has no row in those of histories and activities.
+PROFILES = "_profile"
 #: Items that are read anew in one go behind the requests.
 CHUNK = 256
 
@@ -129,8 +130,8 @@ class OnlineFeatures:
             if view.name not in entry:
                 degraded[view.name, UNREACHABLE] += 1
             elif stored is None:
-                # Who has clicked on nothing yet has no history; that is how such users looked in training.
-                if view.name != HISTORY_VIEW:
+                # Where nothing has happened yet training saw no row either.
+                if view.name.endswith(PROFILES):
                     degraded[view.name, MISSING] += 1
             elif view.ttl is not None and self.now() - stored.at > view.ttl:
                 degraded[view.name, STALE] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from components.dataset.bundle import Bundle
 from components.dataset.spec import ITEM_KEY, USER_KEY, DatasetSpec, Kind
+from components.dataset.vocabulary import Vocabulary
 from components.run import read_json
 from serving.features import Gathered, OnlineFeatures
 from serving.online import Row
@@ -27,6 +29,7 @@ from serving.scorer import Scorer
 
 #: The evaluation's file in the bundle that says what to put in where a feature is missing.
 DEGRADATION = "degradation.json"
+KEYS = frozenset({USER_KEY, ITEM_KEY})
 
 
 class RequestError(ValueError):
@@ -41,8 +44,8 @@ class Ranker:
         self.manifest = scorer.bundle.manifest
         self.context = context_fields(scorer.bundle.spec)
         self.defaults = read_defaults(scorer.bundle)
-        columns = scorer.bundle.vocabulary.columns
-        self.columns = {side: _of_side(scorer.bundle.spec, columns, side) for side in ("user", "item", "context")}
+        vocabulary = scorer.bundle.vocabulary
+        self.columns = {side: _of_side(vocabulary, side) for side in ("user", "item", "context")}
         features.want([*self.columns["user"], *self.columns["item"]])
 
     def rank(self, request: RankRequest) -> RankResponse:
@@ -81,6 +84,7 @@ class Ranker:
             PredictedPair(
                 user_id=user,
                 item_id=item,
+                model_version=self.version,
                 probability=float(score),
                 cold=[side for side, is_cold in zip(("user", "item"), sides, strict=True) if is_cold],
             )
@@ -94,12 +98,11 @@ class Ranker:
         return {"model_version": self.version, **{key: self.manifest.get(key) for key in said}, "context": self.context}
 
     def _stamp(self, gathered: Gathered) -> dict[str, Any]:
-        worse = sorted(gathered.degraded.items())
         return {
             "request_id": uuid4().hex,
             "model_version": self.version,
             "feature_service_hash": str(self.manifest["feature_service_hash"]),
-            "degraded": [Degraded(view=view, reason=reason, keys=keys) for (view, reason), keys in worse],
+            "degraded": told(gathered.degraded),
         }
 
     def _score(
@@ -133,6 +136,34 @@ class Ranker:
         return {name: _spelled(self.context[name], context.get(name)) for name in self.context}
 
 
+def merged(request: PredictRequest, rankers: Sequence[Ranker]) -> PredictResponse:
+    """The answer to a request whose pairs are scored by the ranker that belongs to each pair's user.
+
+    Raises:
+        RequestError: a context does not fit the model, or there are too many pairs.
+    """
+    chosen = list(dict.fromkeys(rankers))
+    if len(chosen) == 1:
+        return chosen[0].predict(request)
+    pairs: dict[int, PredictedPair] = {}
+    answers: list[PredictResponse] = []
+    for ranker in chosen:
+        places = [place for place, of in enumerate(rankers) if of is ranker]
+        answers.append(ranker.predict(PredictRequest(pairs=[request.pairs[place] for place in places])))
+        pairs |= dict(zip(places, answers[-1].pairs, strict=True))
+    degraded: Counter[tuple[str, str]] = Counter()
+    for worse in (worse for answer in answers for worse in answer.degraded):
+        degraded[worse.view, worse.reason] += worse.keys
+    said = {"pairs": [pairs[place] for place in range(len(rankers))], "degraded": told(degraded)}
+    return answers[0].model_copy(update=said)
+
+
+def told(degraded: Counter[tuple[str, str]]) -> list[Degraded]:
+    """What could not be used, as a response says it."""
+    worse = sorted(degraded.items())
+    return [Degraded.model_validate({"view": view, "reason": why, "keys": keys}) for (view, why), keys in worse]
+
+
 def context_fields(spec: DatasetSpec) -> dict[str, str]:
     """The context fields that a request may carry, with their kinds."""
     return {field.name: field.kind.value for field in spec.model_fields_of("context")}
@@ -146,10 +177,10 @@ def read_defaults(bundle: Bundle) -> dict[str, Any]:
     return {name: found["value"] for name, found in defaults.items() if found["default"] == "most_frequent"}
 
 
-def _of_side(spec: DatasetSpec, columns: Sequence[str], side: str) -> tuple[str, ...]:
+def _of_side(vocabulary: Vocabulary, side: str) -> tuple[str, ...]:
     """The model's raw columns that come from one side; histories are the user's, keys are nobody's."""
-    of = {field.table_column: field.side for field in spec.fields}
-    return tuple(name for name in columns if name not in {USER_KEY, ITEM_KEY} and of.get(name, "user") == side)
+    of = {field.column: field.side for field in vocabulary.fields}
+    return tuple(name for name in vocabulary.columns if name not in KEYS and of.get(name, "user") == side)
 
 
 def _fits(kind: str, value: Any) -> bool:

@@ -93,10 +93,16 @@ class RankResponse(_Answer):
 
 
 class PredictedPair(BaseModel):
-    """A pair's click probability; `cold` names the sides that the model has never seen."""
+    """A pair's click probability; `cold` names the sides that the model has never seen.
+
+    Pairs of different users may be answered by different versions while a candidate is tried out.
+    """
+
+    model_config = ConfigDict(protected_namespaces=())
 
     user_id: str
     item_id: str
+    model_version: str
     probability: float
     cold: list[str]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
+from threading import Lock
 
 import bentoml
 from bentoml.exceptions import BentoMLException
@@ -16,11 +17,12 @@ from starlette.routing import Route
 
 from components.dataset.bundle import Bundle, BundleError
 from components.dataset.errors import UserError
-from serving.door import Door, LateError, check_waited
+from serving.door import RETRY_AFTER, Door, LateError, check_waited
 from serving.errors import ErrorBodies
 from serving.features import OnlineFeatures
 from serving.online import OnlineStore
-from serving.ranker import Ranker, RequestError
+from serving.promotion import Fixed, Mirror, NoModelError, Promotion
+from serving.ranker import Ranker, RequestError, merged
 from serving.schemas import PredictRequest, PredictResponse, RankRequest, RankResponse
 from serving.scorer import Scorer
 from serving.settings import PREFIX, ServeSettings
@@ -38,33 +40,63 @@ class TooLateError(BentoMLException):
     error_code = HTTPStatus.GATEWAY_TIMEOUT
 
 
-settings = ServeSettings.read()
+class NotReadyError(BentoMLException):
+    """There is no model yet."""
+
+    error_code = HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def _ranker() -> Ranker:
-    """The ranker of the model that the settings name.
+class Loader:
+    """Makes rankers that share one source of features."""
 
-    Raises:
-        BundleError: the model is not what was registered, or its features are not those of the store.
-    """
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.features: OnlineFeatures | None = None
+        self._lock = Lock()
+
+    def __call__(self, path: Path, version: str) -> Ranker:
+        """The ranker of a bundle, after its files, its golden rows and its features are checked.
+
+        Raises:
+            BundleError: the model is not what was registered, or its features are not those of the store.
+        """
+        bundle = Bundle.open(path)
+        scorer = Scorer(bundle)
+        features = self._features(str(bundle.manifest["feature_service"]))
+        expected = bundle.manifest["feature_service_hash"]
+        if features.registered.digest != expected:
+            features.look_at_registry()
+        if features.registered.digest != expected:
+            found = features.registered.digest
+            raise BundleError(f"{path}: trained on feature service {expected}, but the store has {found}")
+        return Ranker(scorer, features, version, self.settings.max_candidates)
+
+    def _features(self, service: str) -> OnlineFeatures:
+        with self._lock:
+            if self.features is None:
+                store = OnlineStore(self.settings.feature_store, service, self.settings.feature_deadline)
+                self.features = OnlineFeatures(store, self.settings)
+                self.features.start()
+            return self.features
+
+
+def _source(settings: ServeSettings) -> Mirror | Fixed:
+    if settings.models is not None:
+        return Mirror(settings.models, settings.version)
     if settings.model is None:
-        raise UserError(f"{PREFIX}MODEL is not set")
-    model = bentoml.models.get(settings.model)
-    bundle = Bundle.open(Path(model.path))
-    store = OnlineStore(settings.feature_store, str(bundle.manifest["feature_service"]), settings.feature_deadline)
-    features = OnlineFeatures(store, settings)
-    if features.registered.digest != bundle.manifest["feature_service_hash"]:
-        raise BundleError(f"{bundle.path}: the feature service is not the one that the model was trained on")
-    ranker = Ranker(Scorer(bundle), features, str(model.tag.version), settings.max_candidates)
-    features.start()
-    return ranker
+        raise UserError(f"neither {PREFIX}MODELS nor {PREFIX}MODEL is set; start the service with `tandem serve`")
+    return Fixed(Path(bentoml.models.get(settings.model).path))
 
 
-current: dict[str, Ranker] = {}
+settings = ServeSettings.read()
+current: dict[str, Promotion] = {}
 
 
 def _model(_: Request) -> Response:
-    return JSONResponse(current["ranker"].describe())
+    try:
+        return JSONResponse(current["promotion"].describe())
+    except NoModelError as error:
+        return JSONResponse({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE, RETRY_AFTER)
 
 
 pages = Starlette(routes=[Route("/model", _model, methods=["GET"])])
@@ -77,23 +109,26 @@ class Tandem:
     """Ranks items for a user by click probability."""
 
     def __init__(self) -> None:
-        self.ranker = current["ranker"] = _ranker()
+        self.promotion = Promotion(_source(settings), Loader(settings), settings.canary)
+        current["promotion"] = self.promotion
+        self.promotion.start(settings.poll)
 
     async def __is_ready__(self) -> bool:
-        """Ready once the bundle is verified and its golden rows are re-scored: the constructor does both."""
-        return "ranker" in current
+        """Ready once a model is loaded, and so verified against its digests, golden rows and features."""
+        return self.promotion.lineup is not None
 
     @bentoml.api(route="/rank")  # type: ignore[untyped-decorator]
     def rank(self, request: RankRequest, /) -> RankResponse:
         """Rank a user's candidate items by click probability."""
         with _refusals():
-            return self.ranker.rank(request)
+            return self.promotion.current().of(request.user_id).rank(request)
 
     @bentoml.api(route="/predict")  # type: ignore[untyped-decorator]
     def predict(self, request: PredictRequest, /) -> PredictResponse:
         """Give the click probability of explicit pairs of user and item."""
         with _refusals():
-            return self.ranker.predict(request)
+            lineup = self.promotion.current()
+            return merged(request, [lineup.of(pair.user_id) for pair in request.pairs])
 
 
 Tandem.add_asgi_middleware(ErrorBodies)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service
@@ -102,7 +137,7 @@ Tandem.add_asgi_middleware(Door, settings=settings)  # type: ignore[attr-defined
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Answer 422 where a request does not fit the model, and 504 where it is too late to begin."""
+    """Answer 422 where a request does not fit the model, 504 where it is too late to begin, 503 without a model."""
     try:
         check_waited(settings.timeout)
         yield
@@ -110,3 +145,5 @@ def _refusals() -> Iterator[None]:
         raise BadRequestError(str(error)) from None
     except LateError as error:
         raise TooLateError(str(error)) from None
+    except NoModelError as error:
+        raise NotReadyError(str(error)) from None

@@ -21,7 +21,11 @@ class ServeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    model: str | None = Field(default=None, description="Tag of a model in the BentoML store; it stays on that one.")
+    models: Path | None = Field(default=None, description="Folder that `tandem follow` keeps; the service follows it.")
+    version: str | None = Field(default=None, description="Stay on this registered version, whatever the aliases say.")
+    model: str | None = Field(default=None, description="Without `models`: tag of a model in the BentoML store.")
+    poll: float = Field(default=1.0, gt=0, description="Seconds between looks at `models`.")
+    canary: float = Field(default=0.0, ge=0, le=1, description="Share of users that the alias `candidate` answers.")
     feature_store: Path = Field(
         default=Path("feature_store.yaml"), description="Feast configuration of the data set's project."
     )

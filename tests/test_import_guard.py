@@ -22,7 +22,7 @@ ALLOWED = {
     "components.image": set(),
     "feature_repo": BASE,
     "serving": BASE,
-    "pipelines": {"components", "feature_repo", "pipelines"},
+    "pipelines": {"components", "feature_repo", "pipelines", "serving"},
 } | {f"components.{step}": LIBRARY | {"components.registry", "components.image", "feature_repo"} for step in STEPS}
 
 #: Packages that a room must never import: the serving image holds neither, the core runs on a bare GPU node.

@@ -1,4 +1,4 @@
-"""Bring the online features up to date; put the promoted bundle into the model store and build the Bento."""
+"""Bring the online features up to date, move the service on this machine, and build the Bento of a promoted bundle."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from components.dataset.bundle import Bundle, BundleError
+from components.dataset.bundle import MANIFEST, Bundle, BundleError
 from components.dataset.catalog import load_spec
 from components.dataset.spec import DatasetSpec
-from components.run import StepRecord, home, write_json
+from components.registry.client import champion_of
+from components.registry.mirror import mirror
+from components.run import StepRecord, home, read_json, write_json
 
 log = logging.getLogger("tandem.deploy")
+PROMOTED = "promoted"
 PROJECT = Path(__file__).resolve().parents[2]
 #: What the Bento installs; each at the version that is here, which is the one that was tested.
 PACKAGES = ("bentoml", "feast[redis]", "fsspec", "numpy", "onnxruntime", "pyarrow", "pydantic", "pyyaml")
@@ -27,26 +30,43 @@ def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Pa
     """Deploy a promoted bundle; for any other verdict only refresh the features of the model that stays.
 
     Returns:
-        What was deployed: the model's and the Bento's tags, and the rows materialised by view.
+        What was deployed: the Bento's tag, the version of each alias, and the rows materialised by view.
 
     Raises:
         BundleError: the bundle is not what the register step wrote.
+        RuntimeError: the registry's champion cannot be fetched.
     """
     began = time.time()
     spec = load_spec(dataset)
-    rows = refresh_features(spec, validated)
     opened = Bundle.open(bundle)
-    deployed: dict[str, Any] = {"verdict": verdict, "materialised": rows, "model": None, "bento": None}
-    if verdict == "promoted":
-        deployed |= push(opened, spec)
-        write_json(home() / "serving" / f"{spec.identifier}.json", deployed)
-        write_json(home() / "serving" / "latest.json", {"dataset": spec.identifier, **deployed})
-        log.info("deployed %s", deployed["model"])
+    rows = refresh_features(spec, validated) if verdict == PROMOTED or _same_features(spec) else {}
+    served = mirror(spec.name, serving_home(spec))
+    write_json(home() / "serving" / "latest.json", {"dataset": spec.name})
+    deployed: dict[str, Any] = {"verdict": verdict, "materialised": rows, "served": served, "bento": None}
+    if verdict == PROMOTED:
+        deployed["bento"] = push(opened, spec)
+        log.info("deployed %s", deployed["bento"])
     else:
         log.info("verdict %s: the model that is served stays", verdict)
     write_json(output / "deployment.json", deployed)
     _track(spec, str(opened.manifest["run_id"]), began)
     return deployed
+
+
+def serving_home(spec: DatasetSpec) -> Path:
+    """Folder of the versions that a service on this machine follows."""
+    return home() / "serving" / spec.identifier
+
+
+def _same_features(spec: DatasetSpec) -> bool:
+    """Whether the champion that stays reads the features that the spec defines now; true where there is none."""
+    from feature_repo.definitions import feature_service_hash
+
+    with champion_of(spec.name) as path:
+        if path is None or read_json(path / MANIFEST)["feature_service_hash"] == feature_service_hash(spec):
+            return True
+    log.warning("the features have changed and the candidate was not promoted: the champion keeps those it was given")
+    return False
 
 
 def _track(spec: DatasetSpec, run_id: str, began: float) -> None:
@@ -67,8 +87,8 @@ def refresh_features(spec: DatasetSpec, validated: Path) -> dict[str, int]:
     return {name: view.keys for name, view in refresh(spec, validated).items()}
 
 
-def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:
-    """Put the bundle into the BentoML model store under `home()` and build a Bento that serves it.
+def push(bundle: Bundle, spec: DatasetSpec) -> str:
+    """Put the bundle into the BentoML model store under `home()`, build a Bento that serves it, and return its tag.
 
     A step that is tried again finds what it has stored; what was left half-written is made anew.
     """
@@ -89,7 +109,7 @@ def push(bundle: Bundle, spec: DatasetSpec) -> dict[str, Any]:
     except bentoml.exceptions.BentoMLException:
         _delete(bentoml.bentos, tag)
         _pack(tag, spec.name, number)
-    return {"model": tag, "bento": tag}
+    return tag
 
 
 def _pack(tag: str, name: str, number: str) -> None:

@@ -59,7 +59,7 @@ def champion(dataset: str) -> Registered | None:
     """The version that is champion now."""
     client, name = connect(), model_name(dataset)
     version = aliases.alias_version(client, name, aliases.CHAMPION)
-    return None if version is None else _registered(client.get_model_version(name, version))
+    return None if version is None else registered(client.get_model_version(name, version))
 
 
 def champion_bundle(dataset: str, destination: Path) -> Path | None:
@@ -125,7 +125,7 @@ def rollback(dataset: str) -> dict[str, Any]:
 def find_version(client: MlflowClient, name: str, run_id: str) -> Registered | None:
     """The version that a run registered."""
     found = aliases.search_versions(client, name, {RUN_ID_TAG: run_id})
-    return _registered(min(found, key=lambda version: int(version.version))) if found else None
+    return registered(min(found, key=lambda version: int(version.version))) if found else None
 
 
 def register_version(
@@ -148,10 +148,11 @@ def register_version(
     source = f"{client.get_run(mlflow_run).info.artifact_uri}/{BUNDLE}"
     said = {**tags, RUN_ID_TAG: run_id}
     told = {"tags": said, "description": description, "await_creation_for": 0}
-    return _registered(aliases.persist(client.create_model_version, name, source, mlflow_run, **told))
+    return registered(aliases.persist(client.create_model_version, name, source, mlflow_run, **told))
 
 
-def _registered(version: ModelVersion) -> Registered:
+def registered(version: ModelVersion) -> Registered:
+    """A version as MLflow tells it."""
     run_id, verdict = (version.tags.get(tag, "") for tag in (RUN_ID_TAG, VERDICT_TAG))
     return Registered(version.name, str(version.version), run_id, verdict, version.run_id or None)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,23 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def service(shop, tmp_path_factory) -> Iterator[Service]:
     """`tandem serve` in a process of its own."""
-    port, log = free_port(), tmp_path_factory.mktemp("service") / "log"
+    with started(shop, tmp_path_factory.mktemp("service") / "log") as running:
+        yield running
+
+
+@contextmanager
+def started(shop: Path, log: Path, **settings: object) -> Iterator[Service]:
+    """`tandem serve` with some settings, ready to answer."""
+    port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TANDEM_HOME": str(shop / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", str(port)]
+    # A machine that runs many tests at once answers late, and nothing here is about that.
+    given = {"feature_deadline": 10, **settings}
+    environment |= {f"TANDEM_SERVE_{name.upper()}": str(value) for name, value in given.items()}
+    command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", str(port), "--every", "1000"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+    headers = {"authorization": f"Bearer {settings['api_key']}"} if "api_key" in settings else {}
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=headers)
     try:
         _await_ready(client, process, log)
         yield Service(client, process, log)

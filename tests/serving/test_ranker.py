@@ -37,9 +37,12 @@ def bundle(shop, tmp_path):
 
 def scores(bundle, user, item):
     store = MemoryStore()
-    views = (View("users", "user", ("gender",), None, None), View("items", "item", ("colours", "price"), None, None))
+    views = (
+        View("user_profile", "user", ("gender",), None, None),
+        View("item_profile", "item", ("colours", "price"), None, None),
+    )
     store.state = Registered(views, "one", None)
-    store.rows = {"users": {"c1": user and Stored(user, 0)}, "items": {"s1": item and Stored(item, 0)}}
+    store.rows = {"user_profile": {"c1": user and Stored(user, 0)}, "item_profile": {"s1": item and Stored(item, 0)}}
     ranker = Ranker(Scorer(bundle), OnlineFeatures(store, ServeSettings()), "1", max_candidates=2)
     answer = ranker.rank(RankRequest(user_id="c1", item_ids=["s1"]))
     return answer.items[0].probability, [worse.model_dump() for worse in answer.degraded]
@@ -48,7 +51,7 @@ def scores(bundle, user, item):
 def test_defaults_stand_in_for_what_is_missing(bundle):
     assert scores(bundle, None, ITEM) == (
         scores(bundle, {"gender": "F"}, ITEM)[0],
-        [{"view": "users", "reason": "missing", "keys": 1}],
+        [{"view": "user_profile", "reason": "missing", "keys": 1}],
     )
     filled = scores(bundle, {"gender": "F"}, {"colours": ["blue"], "price": 20.5})
     assert scores(bundle, {"gender": "F"}, None)[0] == filled[0]

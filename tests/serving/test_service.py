@@ -27,7 +27,7 @@ def test_items_come_back_in_order(service):
     assert scores == sorted(scores, reverse=True)
     assert sorted(item["item_id"] for item in body["items"]) == sorted(ITEMS)
     assert all(0 < score < 1 for score in scores)
-    assert (body["user_cold"], body["model_version"]) == (False, "first")
+    assert (body["user_cold"], body["model_version"]) == (False, "1")
     assert len(set(scores)) > len(ITEMS) / 2
 
 

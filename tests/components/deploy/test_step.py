@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import yaml
@@ -33,6 +34,7 @@ def deploy(bundle, validated, dataset, verdict, folder, fails=False):
     code += "deploy(Path(a[1]), Path(a[2]), a[3], a[4], Path(a[5]))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TANDEM_HOME": str(folder / "home")}
     environment.pop("BENTOML_HOME", None)
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(dataset).parent / 'home' / 'mlflow.db'}"
     command = [sys.executable, "-c", code, bundle, validated, dataset, verdict, folder / "out"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
     if fails:
@@ -60,12 +62,13 @@ def promoted(shop, tmp_path_factory):
 
 def test_a_promoted_bundle_is_pushed_and_packed(promoted):
     bundle, _, _, folder, deployed = promoted
-    assert deployed["model"] == "tandem-shop:first"
+    assert (deployed["bento"], deployed["served"]) == ("tandem-shop:first", {"champion": "1", "candidate": None})
     stored = folder / "home/bentoml/models/tandem-shop/first"
     assert (stored / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
-    for name in ("shop", "latest"):
-        said = json.loads((folder / "home/serving" / f"{name}.json").read_text())
-        assert said["model"] == deployed["model"]
+    assert json.loads((folder / "home/serving/latest.json").read_text()) == {"dataset": "shop"}
+    mirrored = folder / "home/serving/shop"
+    assert json.loads((mirrored / "aliases.json").read_text()) == deployed["served"]
+    assert (mirrored / "1" / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
     assert online_user(folder) in (["F"], ["M"])
 
 
@@ -87,11 +90,22 @@ def test_the_bento_holds_the_service_and_nothing_of_training(promoted):
 def test_any_other_verdict_leaves_the_model_and_refreshes_the_features(inputs, verdict):
     bundle, validated, dataset, folder = inputs
     deployed = deploy(bundle, validated, dataset, verdict, folder)
-    assert (deployed["model"], deployed["bento"]) == (None, None)
+    assert (deployed["bento"], deployed["served"]["champion"]) == (None, "1")
     assert deployed["materialised"]["user_profile"] == 60
     assert online_user(folder) in (["F"], ["M"])
-    assert not (folder / "home/serving").exists()
     assert not (folder / "home/bentoml").exists()
+
+
+def test_features_of_a_champion_that_stays_do_not_change(inputs, shop):
+    """A spec that defines other features than the champion's, whose candidate was not promoted."""
+    bundle, validated, _, folder = inputs
+    spec = yaml.safe_load((shop / "shop.yaml").read_text())
+    spec["fields"][1]["name"], spec["fields"][1]["column"] = "sex", "gender"
+    changed = shop / "changed.yaml"
+    changed.write_text(yaml.safe_dump(spec))
+    deployed = deploy(bundle, validated, str(changed), "kept", folder)
+    assert deployed["materialised"] == {}
+    assert not (folder / "home/feast").exists()
 
 
 def test_twice_is_once_and_half_is_made_whole(promoted):
