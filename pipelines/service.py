@@ -35,7 +35,7 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
     models, features = home() / "serving" / identifier, home() / "feast" / f"{identifier}.yaml"
     if not features.is_file():
         raise UserError(f"{features}: nothing is deployed there; run 'tandem run' first, or give its --workdir")
-    defaults = {"models": models, "feature_store": features}
+    defaults = {"models": models, "feature_store": features, "log": home() / "served" / identifier}
     environment = {PREFIX + name.upper(): str(value) for name, value in defaults.items()}
     os.environ.update({**environment, **os.environ, **_variables(assignments)})
     settings = ServeSettings.read()

@@ -88,11 +88,13 @@ class Promotion:
         source: Where bundles come from.
         load: Makes and checks a ranker.
         share: Share of the users that the candidate answers.
+        after: Called after each look.
     """
 
     source: Mirror | Fixed
     load: Load
     share: float = 0.0
+    after: Callable[[], None] = lambda: None
     lineup: Lineup | None = None
     #: Versions that were not taken, and why.
     refused: dict[str, str] = field(default_factory=dict)
@@ -113,6 +115,7 @@ class Promotion:
     def start(self, seconds: float) -> None:
         """Look for changes now, and every so many seconds from now on."""
         self.look()
+        self.after()
         Thread(target=self._follow, args=(seconds,), daemon=True).start()
 
     def stop(self) -> None:
@@ -133,8 +136,14 @@ class Promotion:
             lineup = Lineup(champion, candidate, self.share)
             if lineup != held:
                 self.lineup = lineup
-                versions = {CHAMPION: champion.version, CANDIDATE: candidate and candidate.version}
-                log.info("models changed", extra=versions)
+                log.info("models changed", extra=self.versions())
+
+    def versions(self) -> dict[str, str]:
+        """The version that answers, by alias."""
+        if self.lineup is None:
+            return {}
+        candidate = {} if self.lineup.candidate is None else {CANDIDATE: self.lineup.candidate.version}
+        return {CHAMPION: self.lineup.champion.version, **candidate}
 
     def describe(self) -> dict[str, Any]:
         """What is served, and what was refused.
@@ -174,5 +183,6 @@ class Promotion:
         while not self._stopped.wait(seconds):
             try:
                 self.look()
+                self.after()
             except Exception as error:  # the folder is out of reach: the model that serves stays
                 log.warning("the models cannot be looked at", extra={"why": str(error)})

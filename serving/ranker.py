@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -11,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from components.dataset.bundle import Bundle
-from components.dataset.spec import ITEM_KEY, USER_KEY, DatasetSpec, Kind
+from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY, DatasetSpec, Kind
 from components.dataset.vocabulary import Vocabulary
 from components.run import read_json
 from serving.features import Gathered, OnlineFeatures
+from serving.journal import Prediction, PredictionLog
+from serving.metrics import DEGRADED_ANSWERS, PART_SECONDS
 from serving.online import Row
 from serving.schemas import (
     Degraded,
@@ -29,7 +32,8 @@ from serving.scorer import Scorer
 
 #: The evaluation's file in the bundle that says what to put in where a feature is missing.
 DEGRADATION = "degradation.json"
-KEYS = frozenset({USER_KEY, ITEM_KEY})
+#: Columns that come from the request itself.
+KEYS = frozenset({USER_KEY, ITEM_KEY, EVENT_TIMESTAMP})
 
 
 class RequestError(ValueError):
@@ -39,36 +43,44 @@ class RequestError(ValueError):
 class Ranker:
     """Answers requests with one model and one source of features."""
 
-    def __init__(self, scorer: Scorer, features: OnlineFeatures, version: str, max_candidates: int) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        features: OnlineFeatures,
+        version: str,
+        max_candidates: int,
+        journal: PredictionLog | None = None,
+    ) -> None:
         self.scorer, self.features, self.version, self.max_candidates = scorer, features, version, max_candidates
+        self.journal = journal
+        self.types = scorer.bundle.golden().schema
         self.manifest = scorer.bundle.manifest
         self.context = context_fields(scorer.bundle.spec)
         self.defaults = read_defaults(scorer.bundle)
         vocabulary = scorer.bundle.vocabulary
         self.columns = {side: _of_side(vocabulary, side) for side in ("user", "item", "context")}
+        self.timed = EVENT_TIMESTAMP in vocabulary.columns
         features.want([*self.columns["user"], *self.columns["item"]])
 
-    def rank(self, request: RankRequest) -> RankResponse:
+    def rank(self, request: RankRequest, request_id: str | None = None) -> RankResponse:
         """The request's items by falling probability.
 
         Raises:
             RequestError: the context does not fit the model, or there are too many items.
         """
         self._check_count("item_ids", len(request.item_ids))
-        context = self._checked(request.context)
-        gathered = self.features.gather([request.user_id], request.item_ids)
         count = len(request.item_ids)
-        scores = self._score([request.user_id] * count, request.item_ids, [context] * count, gathered)
+        contexts = [self._checked(request.context)] * count
+        stamp, scores = self._score(request_id or uuid4().hex, [request.user_id] * count, request.item_ids, contexts)
         order = np.argsort(-scores, kind="stable")[: request.top_k]
         cold = self.scorer.cold("item", request.item_ids)
         items = [
             RankedItem(item_id=request.item_ids[place], probability=float(scores[place]), cold=cold[place])
             for place in order
         ]
-        user_cold = self.scorer.cold("user", [request.user_id])[0]
-        return RankResponse(**self._stamp(gathered), user_cold=user_cold, items=items)
+        return RankResponse(**stamp, user_cold=self.scorer.cold("user", [request.user_id])[0], items=items)
 
-    def predict(self, request: PredictRequest) -> PredictResponse:
+    def predict(self, request: PredictRequest, request_id: str | None = None) -> PredictResponse:
         """The click probability of each pair.
 
         Raises:
@@ -77,8 +89,7 @@ class Ranker:
         self._check_count("pairs", len(request.pairs))
         users, items = [pair.user_id for pair in request.pairs], [pair.item_id for pair in request.pairs]
         contexts = [self._checked(pair.context) for pair in request.pairs]
-        gathered = self.features.gather(users, items)
-        scores = self._score(users, items, contexts, gathered)
+        stamp, scores = self._score(request_id or uuid4().hex, users, items, contexts)
         cold = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
         pairs = [
             PredictedPair(
@@ -90,26 +101,42 @@ class Ranker:
             )
             for user, item, score, sides in zip(users, items, scores, cold, strict=True)
         ]
-        return PredictResponse(**self._stamp(gathered), pairs=pairs)
+        return PredictResponse(**stamp, pairs=pairs)
 
     def describe(self) -> dict[str, Any]:
         """What is served."""
         said = ("name", "backbone", "arm", "run_id", "feature_service", "feature_service_hash", "spec_digest")
         return {"model_version": self.version, **{key: self.manifest.get(key) for key in said}, "context": self.context}
 
-    def _stamp(self, gathered: Gathered) -> dict[str, Any]:
-        return {
-            "request_id": uuid4().hex,
-            "model_version": self.version,
-            "feature_service_hash": str(self.manifest["feature_service_hash"]),
-            "degraded": told(gathered.degraded),
-        }
-
     def _score(
-        self, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], gathered: Gathered
-    ) -> npt.NDArray[np.float32]:
-        """Probabilities [n] of n rows; a feature that its row lacks takes the model's default, one that is null not."""
+        self, request_id: str, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row]
+    ) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+        """What every response says, and the probabilities [n] of n rows."""
+        at = datetime.now(UTC)
+        gathered = self.features.gather(users, items)
+        columns = self._columns(at, users, items, contexts, gathered)
+        with PART_SECONDS.labels("model").time():
+            scores = self.scorer.probabilities(columns)
+        PART_SECONDS.labels("features").observe(gathered.seconds)
+        for view, reason in gathered.degraded:
+            DEGRADED_ANSWERS.labels(view, reason).inc()
+        service = str(self.manifest["feature_service_hash"])
+        if self.journal is not None and self.journal.wants(request_id):
+            worse = [f"{view}:{reason}" for view, reason in sorted(gathered.degraded)]
+            read = {name: columns[name] for name in self.scorer.bundle.vocabulary.columns}
+            self.journal.add(
+                Prediction(request_id, at, self.version, service, users, items, scores, read, self.types, worse)
+            )
+        stamp = {"request_id": request_id, "model_version": self.version, "feature_service_hash": service}
+        return {**stamp, "degraded": told(gathered.degraded)}, scores
+
+    def _columns(
+        self, at: datetime, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], gathered: Gathered
+    ) -> dict[str, list[Any]]:
+        """Raw columns of n rows; a feature that its row lacks takes the model's default, one that is null does not."""
         columns: dict[str, list[Any]] = {USER_KEY: list(users), ITEM_KEY: list(items)}
+        if self.timed:
+            columns[EVENT_TIMESTAMP] = [at] * len(users)
         rows = {
             "user": [gathered.users[key] for key in users],
             "item": [gathered.items[key] for key in items],
@@ -119,7 +146,7 @@ class Ranker:
             for name in names:
                 default = self.defaults.get(name)
                 columns[name] = [row.get(name, default) for row in rows[side]]
-        return self.scorer.probabilities(columns)
+        return columns
 
     def _check_count(self, field: str, count: int) -> None:
         if count > self.max_candidates:
@@ -136,7 +163,7 @@ class Ranker:
         return {name: _spelled(self.context[name], context.get(name)) for name in self.context}
 
 
-def merged(request: PredictRequest, rankers: Sequence[Ranker]) -> PredictResponse:
+def merged(request: PredictRequest, rankers: Sequence[Ranker], request_id: str) -> PredictResponse:
     """The answer to a request whose pairs are scored by the ranker that belongs to each pair's user.
 
     Raises:
@@ -144,12 +171,13 @@ def merged(request: PredictRequest, rankers: Sequence[Ranker]) -> PredictRespons
     """
     chosen = list(dict.fromkeys(rankers))
     if len(chosen) == 1:
-        return chosen[0].predict(request)
+        return chosen[0].predict(request, request_id)
     pairs: dict[int, PredictedPair] = {}
     answers: list[PredictResponse] = []
     for ranker in chosen:
         places = [place for place, of in enumerate(rankers) if of is ranker]
-        answers.append(ranker.predict(PredictRequest(pairs=[request.pairs[place] for place in places])))
+        part = PredictRequest(pairs=[request.pairs[place] for place in places])
+        answers.append(ranker.predict(part, request_id))
         pairs |= dict(zip(places, answers[-1].pairs, strict=True))
     degraded: Counter[tuple[str, str]] = Counter()
     for worse in (worse for answer in answers for worse in answer.degraded):

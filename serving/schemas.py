@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from serving.settings import MAX_ITEMS
 
@@ -111,3 +111,24 @@ class PredictResponse(_Answer):
     """Click probabilities in the order asked."""
 
     pairs: list[PredictedPair]
+
+
+class Event(_Request):
+    """What became of an item that was ranked or predicted."""
+
+    request_id: str = Field(pattern=r"^[0-9a-f]{32}$", description="The `request_id` of the response.")
+    item_id: Key
+    clicked: bool = Field(default=True, strict=True, description="False where it is known that no click came.")
+    at: AwareDatetime | None = Field(default=None, description="When it happened; now if not given.")
+
+
+class FeedbackRequest(_Request):
+    """Events that belong to earlier responses."""
+
+    events: list[Event] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
+class FeedbackResponse(BaseModel):
+    """The number of events that were written down."""
+
+    recorded: int

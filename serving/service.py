@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from threading import Lock
+from uuid import uuid4
 
 import bentoml
 from bentoml.exceptions import BentoMLException
@@ -20,10 +22,31 @@ from components.dataset.errors import UserError
 from serving.door import RETRY_AFTER, Door, LateError, check_waited
 from serving.errors import ErrorBodies
 from serving.features import OnlineFeatures
+from serving.journal import FeedbackLog, PredictionLog
+from serving.logs import log_json
+from serving.metrics import (
+    ANSWERS,
+    BREAKER_OPEN,
+    CANDIDATES,
+    FEATURES_MATCH,
+    FEEDBACK,
+    ITEM_AGE,
+    ITEMS,
+    MODEL,
+    PART_SECONDS,
+    REFUSED,
+)
 from serving.online import OnlineStore
 from serving.promotion import Fixed, Mirror, NoModelError, Promotion
 from serving.ranker import Ranker, RequestError, merged
-from serving.schemas import PredictRequest, PredictResponse, RankRequest, RankResponse
+from serving.schemas import (
+    FeedbackRequest,
+    FeedbackResponse,
+    PredictRequest,
+    PredictResponse,
+    RankRequest,
+    RankResponse,
+)
 from serving.scorer import Scorer
 from serving.settings import PREFIX, ServeSettings
 
@@ -40,8 +63,8 @@ class TooLateError(BentoMLException):
     error_code = HTTPStatus.GATEWAY_TIMEOUT
 
 
-class NotReadyError(BentoMLException):
-    """There is no model yet."""
+class UnavailableError(BentoMLException):
+    """There is no model yet, or no disk to write to."""
 
     error_code = HTTPStatus.SERVICE_UNAVAILABLE
 
@@ -52,6 +75,10 @@ class Loader:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         self.features: OnlineFeatures | None = None
+        self.journal: PredictionLog | None = None
+        if settings.log is not None and settings.log_share > 0:
+            kept = settings.log_seconds, settings.log_megabytes
+            self.journal = PredictionLog(settings.log, settings.log_share, *kept)
         self._lock = Lock()
 
     def __call__(self, path: Path, version: str) -> Ranker:
@@ -69,7 +96,7 @@ class Loader:
         if features.registered.digest != expected:
             found = features.registered.digest
             raise BundleError(f"{path}: trained on feature service {expected}, but the store has {found}")
-        return Ranker(scorer, features, version, self.settings.max_candidates)
+        return Ranker(scorer, features, version, self.settings.max_candidates, self.journal)
 
     def _features(self, service: str) -> OnlineFeatures:
         with self._lock:
@@ -109,9 +136,39 @@ class Tandem:
     """Ranks items for a user by click probability."""
 
     def __init__(self) -> None:
-        self.promotion = Promotion(_source(settings), Loader(settings), settings.canary)
+        log_json()
+        self.told: set[tuple[str, str]] = set()
+        self.loader = Loader(settings)
+        self.feedback_log = None if settings.log is None else FeedbackLog(settings.log, settings.log_megabytes)
+        self.promotion = Promotion(_source(settings), self.loader, settings.canary, after=self.measure)
         current["promotion"] = self.promotion
         self.promotion.start(settings.poll)
+
+    def measure(self) -> None:
+        """Tell Prometheus what holds now."""
+        serving = set(self.promotion.versions().items())
+        for alias, version in self.told - serving:
+            MODEL.labels(alias, version).set(0)
+        for alias, version in serving:
+            MODEL.labels(alias, version).set(1)
+        self.told |= serving
+        REFUSED.set(len(self.promotion.refused))
+        features, lineup = self.loader.features, self.promotion.lineup
+        if features is not None and lineup is not None:
+            hashed = lineup.champion.manifest["feature_service_hash"]
+            FEATURES_MATCH.set(features.registered.digest == hashed)
+            BREAKER_OPEN.set(features.breaker.open)
+            ITEMS.set(len(features.items))
+            ITEM_AGE.set(features.items.oldest())
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def close(self) -> None:
+        """Write down what is waiting to be."""
+        self.promotion.stop()
+        if self.loader.features is not None:
+            self.loader.features.stop()
+        if self.loader.journal is not None:
+            self.loader.journal.stop()
 
     async def __is_ready__(self) -> bool:
         """Ready once a model is loaded, and so verified against its digests, golden rows and features."""
@@ -120,19 +177,48 @@ class Tandem:
     @bentoml.api(route="/rank")  # type: ignore[untyped-decorator]
     def rank(self, request: RankRequest, /) -> RankResponse:
         """Rank a user's candidate items by click probability."""
-        with _refusals():
-            return self.promotion.current().of(request.user_id).rank(request)
+        with _answering("/rank", len(request.item_ids)):
+            answer = self.promotion.current().of(request.user_id).rank(request)
+            ANSWERS.labels("/rank", answer.model_version).inc()
+            return answer
 
     @bentoml.api(route="/predict")  # type: ignore[untyped-decorator]
     def predict(self, request: PredictRequest, /) -> PredictResponse:
         """Give the click probability of explicit pairs of user and item."""
-        with _refusals():
+        with _answering("/predict", len(request.pairs)):
             lineup = self.promotion.current()
-            return merged(request, [lineup.of(pair.user_id) for pair in request.pairs])
+            answer = merged(request, [lineup.of(pair.user_id) for pair in request.pairs], uuid4().hex)
+            for version in {pair.model_version for pair in answer.pairs}:
+                ANSWERS.labels("/predict", version).inc()
+            return answer
+
+    @bentoml.api(route="/feedback")  # type: ignore[untyped-decorator]
+    def feedback(self, request: FeedbackRequest, /) -> FeedbackResponse:
+        """Record what became of items that were ranked or predicted."""
+        with _refusals():
+            if self.feedback_log is None:
+                raise RequestError(f"feedback is not recorded here; set {PREFIX}LOG to a folder")
+            now = datetime.now(UTC).isoformat()
+            events = [{**event.model_dump(mode="json"), "received": now} for event in request.events]
+            try:
+                self.feedback_log.add([{**event, "at": event["at"] or now} for event in events])
+            except OSError as error:
+                raise UnavailableError("the events cannot be written down") from error
+            for event in request.events:
+                FEEDBACK.labels(str(event.clicked).lower()).inc()
+            return FeedbackResponse(recorded=len(events))
 
 
 Tandem.add_asgi_middleware(ErrorBodies)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service
 Tandem.add_asgi_middleware(Door, settings=settings)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _answering(endpoint: str, candidates: int) -> Iterator[None]:
+    """Measure a request, and refuse it in the right words."""
+    CANDIDATES.labels(endpoint).observe(candidates)
+    with PART_SECONDS.labels("total").time(), _refusals():
+        yield
 
 
 @contextmanager
@@ -146,4 +232,4 @@ def _refusals() -> Iterator[None]:
     except LateError as error:
         raise TooLateError(str(error)) from None
     except NoModelError as error:
-        raise NotReadyError(str(error)) from None
+        raise UnavailableError(str(error)) from None

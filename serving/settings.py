@@ -48,6 +48,11 @@ class ServeSettings(BaseModel):
     item_capacity: int = Field(default=200_000, ge=1, description="Items kept in the process.")
     registry_age: float = Field(default=15.0, gt=0, description="Seconds between looks at the feature registry.")
 
+    log: Path | None = Field(default=None, description="Folder of the prediction log and of the feedback.")
+    log_share: float = Field(default=0.1, ge=0, le=1, description="Share of the requests whose predictions are logged.")
+    log_seconds: float = Field(default=60.0, gt=0, description="A file of predictions is closed at least this often.")
+    log_megabytes: int = Field(default=1024, ge=1, description="Of each kind of log; the oldest files go.")
+
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> ServeSettings:
         """The settings that the environment gives; an empty variable is one that is not set.

@@ -144,6 +144,19 @@ def test_what_is_no_json_is_refused(service, content, kind, status):
     assert set(answer.json()) == {"error", "detail"}
 
 
+def test_what_became_of_an_answer_is_recorded(service, shop):
+    answer = service.post("/rank", {"user_id": "c1", "item_ids": ["s1", "s2"]}).json()
+    event = {"request_id": answer["request_id"], "item_id": "s2", "clicked": True}
+    assert service.post("/feedback", {"events": [event]}).json() == {"recorded": 1}
+    written = [
+        json.loads(line) for path in shop.glob("home/served/shop/feedback/*") for line in path.read_text().splitlines()
+    ]
+    (found,) = [line for line in written if line["request_id"] == answer["request_id"]]
+    assert (found["item_id"], found["clicked"], found["at"]) == ("s2", True, found["received"])
+    for wrong in ({"events": []}, {"events": [{**event, "request_id": "x"}]}, {"events": [{**event, "clicked": 1}]}):
+        assert service.post("/feedback", wrong).status_code == 400
+
+
 def test_other_paths_and_methods_are_refused_in_the_same_shape(service):
     assert service.client.get("/nothing").status_code == 404
     assert service.client.put("/rank").status_code == 405
@@ -168,6 +181,11 @@ def test_it_is_alive_and_measured(service):
     service.post("/rank", {"user_id": "c1", "item_ids": ["s1"]})
     metrics = service.client.get("/metrics").text
     assert 'endpoint="/rank",http_response_code="200"' in metrics
+    assert 'tandem_answers_total{endpoint="/rank",model_version="1"}' in metrics
+    assert 'tandem_model{alias="champion",model_version="1"} 1.0' in metrics
+    for part in ("features", "model", "total"):
+        assert f'tandem_part_seconds_count{{part="{part}"}}' in metrics
+    assert "tandem_feature_service_matches 1.0" in metrics
 
 
 def test_the_service_holds_neither_torch_nor_transformers(service):
