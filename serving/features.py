@@ -20,6 +20,7 @@ log = logging.getLogger("tandem.serving")
 MISSING, STALE, UNREACHABLE = "missing", "stale", "unreachable"
 #: Views whose rows everyone has; who has done nothing yet has no row in those of histories and activities.
 PROFILES = "_profile"
+NOTHING: Row = {}
 #: Items that are read anew in one go behind the requests.
 CHUNK = 256
 
@@ -137,7 +138,10 @@ class OnlineFeatures:
                 degraded[view.name, STALE] += 1
             else:
                 usable.append(stored.row)
-        return usable[0] if len(usable) == 1 else {name: value for row in usable for name, value in row.items()}
+        if len(usable) > 1:
+            return {name: value for row in usable for name, value in row.items()}
+        # The same object each time: what is computed from an item's row is computed once.
+        return usable[0] if usable else NOTHING
 
     def _within_deadline(self, plan: list[tuple[View, list[str]]]) -> Found:
         """What the store answers in time, by view and key; views that it did not answer for are left out."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import numpy.typing as npt
 
-from components.dataset.bundle import Bundle
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY, DatasetSpec, Kind
 from components.dataset.vocabulary import Vocabulary
-from components.run import read_json
 from serving.features import Gathered, OnlineFeatures
 from serving.journal import Prediction, PredictionLog
 from serving.metrics import DEGRADED_ANSWERS, PART_SECONDS
@@ -28,16 +26,23 @@ from serving.schemas import (
     RankRequest,
     RankResponse,
 )
-from serving.scorer import Scorer
+from serving.scorer import Probabilities, Scorer
 
-#: The evaluation's file in the bundle that says what to put in where a feature is missing.
-DEGRADATION = "degradation.json"
 #: Columns that come from the request itself.
 KEYS = frozenset({USER_KEY, ITEM_KEY, EVENT_TIMESTAMP})
 
 
 class RequestError(ValueError):
     """The request is well-formed but does not fit the model or the service's limits."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request on its way: its id, its moment, and its features."""
+
+    request_id: str
+    at: datetime
+    gathered: Gathered
 
 
 class Ranker:
@@ -56,10 +61,9 @@ class Ranker:
         self.types = scorer.bundle.golden().schema
         self.manifest = scorer.bundle.manifest
         self.context = context_fields(scorer.bundle.spec)
-        self.defaults = read_defaults(scorer.bundle)
+        self.service = str(self.manifest["feature_service_hash"])
         vocabulary = scorer.bundle.vocabulary
         self.columns = {side: _of_side(vocabulary, side) for side in ("user", "item", "context")}
-        self.timed = EVENT_TIMESTAMP in vocabulary.columns
         features.want([*self.columns["user"], *self.columns["item"]])
 
     def rank(self, request: RankRequest, request_id: str | None = None) -> RankResponse:
@@ -68,17 +72,19 @@ class Ranker:
         Raises:
             RequestError: the context does not fit the model, or there are too many items.
         """
-        self._check_count("item_ids", len(request.item_ids))
-        count = len(request.item_ids)
-        contexts = [self._checked(request.context)] * count
-        stamp, scores = self._score(request_id or uuid4().hex, [request.user_id] * count, request.item_ids, contexts)
+        keys, user = request.item_ids, request.user_id
+        self._check_count("item_ids", len(keys))
+        context = self._checked(request.context)
+        asked = self._gather(request_id or uuid4().hex, [user], keys)
+        row = {**asked.gathered.users[user], **context, USER_KEY: user, EVENT_TIMESTAMP: asked.at}
+        with PART_SECONDS.labels("model").time():
+            scores, cold = self.scorer.rank(row, keys, asked.gathered.items)
+        self._log(asked, [user] * len(keys), keys, [context] * len(keys), scores)
         order = np.argsort(-scores, kind="stable")[: request.top_k]
-        cold = self.scorer.cold("item", request.item_ids)
-        items = [
-            RankedItem(item_id=request.item_ids[place], probability=float(scores[place]), cold=cold[place])
-            for place in order
-        ]
-        return RankResponse(**stamp, user_cold=self.scorer.cold("user", [request.user_id])[0], items=items)
+        # Python's own numbers, all at once: NumPy's cost more to take out one by one than the model's call.
+        ranked = zip(order.tolist(), scores[order].tolist(), cold[order].tolist(), strict=True)
+        items = [RankedItem(item_id=keys[place], probability=score, cold=new) for place, score, new in ranked]
+        return RankResponse(**self._stamp(asked), user_cold=self.scorer.cold("user", [user])[0], items=items)
 
     def predict(self, request: PredictRequest, request_id: str | None = None) -> PredictResponse:
         """The click probability of each pair.
@@ -89,7 +95,11 @@ class Ranker:
         self._check_count("pairs", len(request.pairs))
         users, items = [pair.user_id for pair in request.pairs], [pair.item_id for pair in request.pairs]
         contexts = [self._checked(pair.context) for pair in request.pairs]
-        stamp, scores = self._score(request_id or uuid4().hex, users, items, contexts)
+        asked = self._gather(request_id or uuid4().hex, users, items)
+        columns = self._columns(asked, users, items, contexts)
+        with PART_SECONDS.labels("model").time():
+            scores = self.scorer.probabilities(columns)
+        self._log(asked, users, items, contexts, scores)
         cold = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
         pairs = [
             PredictedPair(
@@ -101,52 +111,57 @@ class Ranker:
             )
             for user, item, score, sides in zip(users, items, scores, cold, strict=True)
         ]
-        return PredictResponse(**stamp, pairs=pairs)
+        return PredictResponse(**self._stamp(asked), pairs=pairs)
 
     def describe(self) -> dict[str, Any]:
         """What is served."""
         said = ("name", "backbone", "arm", "run_id", "feature_service", "feature_service_hash", "spec_digest")
         return {"model_version": self.version, **{key: self.manifest.get(key) for key in said}, "context": self.context}
 
-    def _score(
-        self, request_id: str, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row]
-    ) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
-        """What every response says, and the probabilities [n] of n rows."""
-        at = datetime.now(UTC)
-        gathered = self.features.gather(users, items)
-        columns = self._columns(at, users, items, contexts, gathered)
-        with PART_SECONDS.labels("model").time():
-            scores = self.scorer.probabilities(columns)
-        PART_SECONDS.labels("features").observe(gathered.seconds)
-        for view, reason in gathered.degraded:
+    def _gather(self, request_id: str, users: Sequence[str], items: Sequence[str]) -> _Asked:
+        asked = _Asked(request_id, datetime.now(UTC), self.features.gather(users, items))
+        PART_SECONDS.labels("features").observe(asked.gathered.seconds)
+        for view, reason in asked.gathered.degraded:
             DEGRADED_ANSWERS.labels(view, reason).inc()
-        service = str(self.manifest["feature_service_hash"])
-        if self.journal is not None and self.journal.wants(request_id):
-            worse = [f"{view}:{reason}" for view, reason in sorted(gathered.degraded)]
-            read = {name: columns[name] for name in self.scorer.bundle.vocabulary.columns}
-            self.journal.add(
-                Prediction(request_id, at, self.version, service, users, items, scores, read, self.types, worse)
-            )
-        stamp = {"request_id": request_id, "model_version": self.version, "feature_service_hash": service}
-        return {**stamp, "degraded": told(gathered.degraded)}, scores
+        return asked
+
+    def _stamp(self, asked: _Asked) -> dict[str, Any]:
+        """What every response says."""
+        return {
+            "request_id": asked.request_id,
+            "model_version": self.version,
+            "feature_service_hash": self.service,
+            "degraded": told(asked.gathered.degraded),
+        }
 
     def _columns(
-        self, at: datetime, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], gathered: Gathered
+        self, asked: _Asked, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row]
     ) -> dict[str, list[Any]]:
         """Raw columns of n rows; a feature that its row lacks takes the model's default, one that is null does not."""
-        columns: dict[str, list[Any]] = {USER_KEY: list(users), ITEM_KEY: list(items)}
-        if self.timed:
-            columns[EVENT_TIMESTAMP] = [at] * len(users)
+        at = [asked.at] * len(users)
+        columns: dict[str, list[Any]] = {USER_KEY: list(users), ITEM_KEY: list(items), EVENT_TIMESTAMP: at}
         rows = {
-            "user": [gathered.users[key] for key in users],
-            "item": [gathered.items[key] for key in items],
+            "user": [asked.gathered.users[key] for key in users],
+            "item": [asked.gathered.items[key] for key in items],
             "context": contexts,
         }
         for side, names in self.columns.items():
             for name in names:
-                default = self.defaults.get(name)
+                default = self.scorer.defaults.get(name)
                 columns[name] = [row.get(name, default) for row in rows[side]]
         return columns
+
+    def _log(
+        self, asked: _Asked, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], scores: Probabilities
+    ) -> None:
+        """Have the rows and their scores written aside, if this request is one of the sample."""
+        if self.journal is None or not self.journal.wants(asked.request_id):
+            return
+        columns = self._columns(asked, users, items, contexts)
+        read = {name: columns[name] for name in self.scorer.bundle.vocabulary.columns}
+        worse = [f"{view}:{reason}" for view, reason in sorted(asked.gathered.degraded)]
+        stamp = asked.request_id, asked.at, self.version, self.service
+        self.journal.add(Prediction(*stamp, users, items, scores, read, self.types, worse))
 
     def _check_count(self, field: str, count: int) -> None:
         if count > self.max_candidates:
@@ -195,14 +210,6 @@ def told(degraded: Counter[tuple[str, str]]) -> list[Degraded]:
 def context_fields(spec: DatasetSpec) -> dict[str, str]:
     """The context fields that a request may carry, with their kinds."""
     return {field.name: field.kind.value for field in spec.model_fields_of("context")}
-
-
-def read_defaults(bundle: Bundle) -> dict[str, Any]:
-    """What the evaluation found best for each field where its value is missing; null where nothing is better."""
-    if DEGRADATION not in bundle.manifest["files"]:
-        return {}
-    defaults = read_json(bundle.path / DEGRADATION)["defaults"]
-    return {name: found["value"] for name, found in defaults.items() if found["default"] == "most_frequent"}
 
 
 def _of_side(vocabulary: Vocabulary, side: str) -> tuple[str, ...]:

@@ -12,9 +12,12 @@ from components.dataset.bundle import Bundle, BundleError
 from components.dataset.layout import CANDIDATE, REQUEST, UNKNOWN
 from components.dataset.scoring import FoldedModel, WholeModel
 from components.dataset.spec import ITEM_KEY, Kind
+from components.run import read_json
 from serving.parts import PartTable
 
 TOLERANCE = 1e-5
+#: The evaluation's file in the bundle that says what to put in where a feature is missing.
+DEGRADATION = "degradation.json"
 #: Enough for 80,000 items of AutoInt as it is set by default.
 PART_BYTES = 256 * 2**20
 
@@ -36,6 +39,7 @@ class Scorer:
 
     def __init__(self, bundle: Bundle, part_bytes: int = PART_BYTES) -> None:
         self.bundle = bundle
+        self.defaults = read_defaults(bundle)
         self.whole = WholeModel(bundle.model_path)
         self.request = bundle.vocabulary.of(REQUEST)
         self.items = bundle.vocabulary.of(CANDIDATE)
@@ -67,15 +71,16 @@ class Scorer:
         """Click probabilities [n] of n items in one request, and whether the model has never seen each.
 
         Args:
-            request: The user's key and raw features, and the context's; what is absent is missing.
+            request: The user's key and raw features, and the context's.
             keys: The items' keys.
-            rows: The items' raw features by key. A row that is the same object as before is not computed again.
+            rows: The items' raw features by key. Here and in the request a feature that is absent, which a null is not,
+                takes the model's default. A row that is the same object as before is not computed again.
         """
         if self.folded is None or self.table is None:
-            columns = {name: [request.get(name)] * len(keys) for name in self.bundle.vocabulary.columns}
+            columns = {name: [self._value(request, name)] * len(keys) for name in self.bundle.vocabulary.columns}
             columns |= self._item_columns(keys, [rows[key] for key in keys])
             return self.probabilities(columns), np.array(self.cold("item", keys))
-        ids = self.request.encode({name: [request.get(name)] for name in self.request.columns})
+        ids = self.request.encode({name: [self._value(request, name)] for name in self.request.columns})
         parts, cold = self.table.parts(keys, rows)
         return self.folded.probabilities(ids, parts), cold
 
@@ -89,10 +94,21 @@ class Scorer:
 
     def _item_columns(self, keys: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Any]]:
         names = [name for name in self.items.columns if name != ITEM_KEY]
-        return {ITEM_KEY: list(keys)} | {name: [row.get(name) for row in rows] for name in names}
+        return {ITEM_KEY: list(keys)} | {name: [self._value(row, name) for row in rows] for name in names}
+
+    def _value(self, row: Row, name: str) -> Any:
+        return row[name] if name in row else self.defaults.get(name)
 
     def _parts(self, keys: Sequence[str], rows: Sequence[Row]) -> list[npt.NDArray[Any]]:
         """Parts of items for the ranker, each [n, ...], and whether the model has never seen them [n]."""
         assert self.folded is not None  # noqa: S101  (there is a table only then)
         parts = self.folded.parts(self.items.encode(self._item_columns(keys, rows)))
         return [*parts, np.array(self.cold("item", keys))]
+
+
+def read_defaults(bundle: Bundle) -> dict[str, Any]:
+    """What the evaluation found best for each field where its value is missing; null where nothing is better."""
+    if DEGRADATION not in bundle.manifest["files"]:
+        return {}
+    defaults = read_json(bundle.path / DEGRADATION)["defaults"]
+    return {name: found["value"] for name, found in defaults.items() if found["default"] == "most_frequent"}
