@@ -39,7 +39,9 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
     environment = {PREFIX + name.upper(): str(value) for name, value in defaults.items()}
     os.environ.update({**environment, **os.environ, **_variables(assignments)})
     settings = ServeSettings.read()
-    os.environ.update(BENTOML_HOME=str(home() / "bentoml"), BENTOML_DO_NOT_TRACK="True", TANDEM_HOME=str(home()))
+    # BentoML keeps its counts there and throws away those that it finds: two services must not share it.
+    own = home() / "serving" / "bentoml" / str(port)
+    os.environ.update(BENTOML_HOME=str(own), BENTOML_DO_NOT_TRACK="True", TANDEM_HOME=str(home()))
     following = [sys.executable, "-m", "pipelines.cli", "follow", "--dataset", name]
     following += ["--to", str(settings.models), "--every", str(every), "--beside", str(os.getpid())]
     following += ["--version", settings.version] if settings.version else []
