@@ -8,9 +8,10 @@ from pydantic import Field
 
 from components.models.plm import PlmSpec
 from components.objectives.settings import ContrastSettings
+from components.training.settings import ProcessSettings
 
 
-class AlignSettings(ContrastSettings):
+class AlignSettings(ContrastSettings, ProcessSettings):
     """How the collaborative model is aligned with the PLM's embeddings (CTRL, stage 1)."""
 
     epochs: int = Field(default=1, ge=1, le=1000, description="Epochs over the train part.")

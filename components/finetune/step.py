@@ -14,13 +14,17 @@ from components.dataset.training_set import SplitArrays, TrainingSet
 from components.finetune.settings import FinetuneSettings
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
+from components.run import read_json
 from components.training.checkpoints import load_model, save_model
 from components.training.contrast import HEADS, Contrast
 from components.training.device import pick_device
+from components.training.group import Group
 from components.training.growth import settle
+from components.training.launch import processes_to_start, train_together
 from components.training.learner import Learner
 from components.training.loop import fit
 from components.training.newcomers import Hiding, RowMaps
+from components.training.progress import inputs_digest
 from components.training.seeds import seed_everything
 from components.training.texts import TextRows, read_texts
 
@@ -52,6 +56,14 @@ def finetune(
         UserError: the checkpoint was made for another training set or backbone, or rows are to be mapped for a
             backbone that reads the history.
     """
+    processes = processes_to_start(settings)
+    if processes > 1:
+        given = {"training_set": training_set, "output": output, "arm": arm, "backbone": backbone, "model": model}
+        given |= {"settings": settings, "seed": seed, "checkpoint": checkpoint}
+        given |= {"prompts": prompts, "embeddings": embeddings}
+        train_together(finetune, processes, settings.threads or 1, **given)
+        found: dict[str, Any] = read_json(output / "curve.json")
+        return found
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -62,12 +74,15 @@ def finetune(
         _continue_from(network, checkpoint)
     train = data.arrays("train")
     learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
-    result = fit(learner, train, data.arrays("valid"), settings, seed)
+    inputs = inputs_digest(training_set, prompts, embeddings or [], checkpoint)
+    decides = {"arm": arm, "backbone": backbone, "model": model, "inputs": inputs}
+    result = fit(learner, train, data.arrays("valid"), settings, seed, decides)
     log.info("%s: epoch %d of %d kept", arm, result.best_epoch, len(result.history))
     new = settle(network, learner.maps, texts, train) if learner.maps is not None and texts is not None else None
     curve = {"arm": arm, **result.to_json()}
     meta = {"arm": arm, "seed": seed, "settings": settings.model_dump(mode="json"), "best_epoch": result.best_epoch}
-    save_model(output, network, meta, {"curve.json": curve}, beside=new.save if new else None)
+    if Group.join().first:
+        save_model(output, network, meta, {"curve.json": curve}, beside=new.save if new else None)
     return curve
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional
 
 #: Rows of a block: a product of a block and 6,400 columns takes 7 MB, which stays near the core.
 BLOCK = 256
+#: A logit whose exponential is 0 beside any other.
+MASKED = -1e30
 
 
 class SubSpaces(nn.Module):
@@ -35,12 +38,12 @@ class _MaxSim(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        rows, subspaces, _ = text.shape
-        by_text, by_table = text.new_zeros(rows, rows), text.new_zeros(rows, rows)
-        best_n, best_m = (torch.zeros(subspaces, rows, rows, dtype=torch.uint8, device=text.device) for _ in "nm")
+        (rows, subspaces, _), columns = text.shape, len(table)
+        by_text, by_table = text.new_zeros(rows, columns), text.new_zeros(rows, columns)
+        best_n, best_m = (torch.zeros(subspaces, rows, columns, dtype=torch.uint8, device=text.device) for _ in "nm")
         for start in range(0, rows, BLOCK):
             block = slice(start, start + BLOCK)
-            highest = text.new_full((subspaces, len(text[block]), rows), float("-inf"))
+            highest = text.new_full((subspaces, len(text[block]), columns), float("-inf"))
             for m in range(subspaces):
                 value = torch.full_like(highest[0], float("-inf"))
                 for n in range(subspaces):
@@ -73,11 +76,14 @@ class _MaxSim(torch.autograd.Function):
 
 
 def max_sim(text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Both similarity matrices of sub-vectors [N, M, width], each [N, N] and divided by M (CTRL, eq. 7).
+    """Both similarity matrices of sub-vectors [n, M, width] and [N, M, width], divided by M (CTRL, eq. 7).
+
+    Where the texts are the part of a batch that one process holds, and the tabular rows the whole of it, one product
+    still serves both matrices.
 
     Returns:
-        Text-anchored: row i, column j is mean_m max_n <text_im, table_jn>. Table-anchored: row i, column j is
-        mean_m max_n <table_im, text_jn>. The two are not each other's transpose.
+        [n, N] and [N, n]. Text-anchored: row i, column j is mean_m max_n <text_im, table_jn>. Table-anchored: row i,
+        column j is mean_m max_n <table_im, text_jn>. The two are not each other's transpose.
     """
     by_text, by_table = _MaxSim.apply(text, table)  # type: ignore[no-untyped-call]
     return by_text, by_table
@@ -103,6 +109,40 @@ def info_nce(text_anchored: Tensor, table_anchored: Tensor, temperature: float, 
     return 0.5 * (losses[0] + losses[1])
 
 
-def equal_pairs(keys: Tensor) -> Tensor:
-    """Which rows of a batch are one and the same pair: boolean [N, N] of integer keys [N, K]."""
-    return (keys[:, None] == keys[None]).all(-1)
+def shared_info_nce(
+    text_anchored: Tensor,
+    table_anchored: Tensor,
+    temperature: float,
+    same: Tensor | None,
+    mine: slice,
+    gather: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """One process's part of `info_nce` over a batch that several share; the parts' sum is the whole batch's loss.
+
+    A process holds the similarities of its n texts with all N tabular rows. Those are whole rows of the text-anchored
+    softmax, and of the table-anchored one the part whose sum of exponentials is brought together with the others'.
+
+    Args:
+        text_anchored: Similarities [n, N], texts by rows.
+        table_anchored: Similarities [N, n], tabular rows by rows.
+        temperature: τ.
+        same: Boolean [n, N]: pairs that are equal and so no negatives; the positive is ignored.
+        mine: Which of the N pairs are this process's n.
+        gather: Every process's tensor of one shape in a new first dimension, through which gradients flow back.
+    """
+    by_text, by_table = text_anchored / temperature, table_anchored.T / temperature
+    place = torch.arange(by_text.shape[0], device=by_text.device)
+    target = place + mine.start
+    if same is not None:
+        off = same.index_put((place, target), torch.tensor(False, device=same.device))
+        # Not infinity: a part may hold nothing but masked pairs, and its sum would have no gradient.
+        by_text, by_table = (logits.masked_fill(off, MASKED) for logits in (by_text, by_table))
+    sums = gather(torch.logsumexp(by_table, 0)).logsumexp(0)
+    text_loss = functional.cross_entropy(by_text, target, reduction="sum")
+    table_loss = (sums[mine] - by_table[place, target]).sum()
+    return 0.5 * (text_loss + table_loss) / by_text.shape[1]
+
+
+def equal_pairs(keys: Tensor, others: Tensor | None = None) -> Tensor:
+    """Which pairs are one and the same: boolean [n, N] of integer keys [n, K] and [N, K], or those of one batch."""
+    return (keys[:, None] == (keys if others is None else others)[None]).all(-1)

@@ -25,9 +25,19 @@ class Heads(nn.Module):
         """Both sides in the common space, [N, projection]."""
         return self.text(text), self.table(table)
 
+    def sub_vectors(self, text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """What is compared, [N, M, width] each, of projected vectors [N, projection]; the whole vector for cosine."""
+        if self.cosine:
+            return functional.normalize(text, dim=-1), functional.normalize(table, dim=-1)
+        return self.text_spaces(text), self.table_spaces(table)
+
+    def compare(self, text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Text-anchored and table-anchored similarities, [n, N] and [N, n], of n texts' and N rows' sub-vectors."""
+        if self.cosine:
+            cosine = text @ table.T
+            return cosine, cosine.T
+        return max_sim(text, table)
+
     def similarities(self, text: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Text-anchored and table-anchored similarities, [N, N] each, of projected vectors [N, projection]."""
-        if self.cosine:
-            cosine = functional.normalize(text, dim=-1) @ functional.normalize(table, dim=-1).T
-            return cosine, cosine.T
-        return max_sim(self.text_spaces(text), self.table_spaces(table))
+        return self.compare(*self.sub_vectors(text, table))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from components.dataset.training_set import SplitArrays
+from components.training.group import Group
 
 
 class Batches:
@@ -17,19 +18,29 @@ class Batches:
     would cost more than the step that it feeds.
     """
 
-    def __init__(self, arrays: SplitArrays, device: torch.device) -> None:
-        self.ids = torch.from_numpy(arrays.ids).to(device)
-        self.labels = torch.from_numpy(arrays.labels).to(device)
+    def __init__(self, arrays: SplitArrays, group: Group) -> None:
+        self.group = group
+        self.ids = torch.from_numpy(arrays.ids).to(group.device)
+        self.labels = torch.from_numpy(arrays.labels).to(group.device)
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.labels)
 
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Ids [size, W], labels [size] and places [size] of one epoch; the rest is left out if it is not alone."""
+    def shuffled(self, size: int, generator: torch.Generator, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """A process's part, ids [n, W], labels [n] and places [n], of each batch of one epoch.
+
+        The rest that fills no batch is left out if it is not alone.
+
+        Args:
+            size: Rows of a batch, those of all processes together; all rows where there are fewer.
+            generator: Of the order, in the same state in every process.
+            skip: Batches at the epoch's beginning that have been read before.
+        """
         order = torch.randperm(len(self), generator=generator).to(self.ids.device)
         # Batch norm cannot take a batch of one row, and a short last batch is a noisy step.
         full = max(len(self) // size * size, min(len(self), size))
-        for start in range(0, full, size):
+        for start in range(skip * size, full, size):
             rows = order[start : start + size]
+            rows = rows[self.group.share(len(rows))]
             yield self.ids[rows], self.labels[rows], rows

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from components.dataset.training_set import SplitArrays
-from components.objectives.contrastive import equal_pairs, info_nce
+from components.objectives.contrastive import equal_pairs, info_nce, shared_info_nce
 from components.objectives.heads import Heads
 from components.objectives.settings import ContrastSettings
+from components.training.group import Group
 from components.training.texts import Texts
 
 #: File of the projections beside an aligned checkpoint.
@@ -47,12 +48,27 @@ class Contrast(nn.Module):
         """Texts and representations in the common space, [N, projection] each."""
         return self.heads.project(self.texts(part, rows), representation)
 
-    def same(self, part: str, rows: Tensor) -> Tensor:
-        """Which rows are no negatives of each other [N, N]: one user and item, or texts that nobody can tell apart."""
-        return equal_pairs(self.pairs[part][rows]) | equal_pairs(self.texts.numbers(part, rows))
+    def same(self, part: str, rows: Tensor, others: Tensor | None = None) -> Tensor:
+        """Which rows are no negatives of each other [n, N]: one user and item, or texts that nobody can tell apart.
 
-    def forward(self, part: str, rows: Tensor, representation: Tensor) -> Tensor:
-        """The symmetric InfoNCE of these rows of a part, a scalar."""
-        similarities = self.heads.similarities(*self.project(part, rows, representation))
-        same = self.same(part, rows) if self.settings.mask_duplicates else None
-        return info_nce(*similarities, self.settings.temperature, same)
+        Of the n rows with the N others, or with themselves.
+        """
+        others = rows if others is None else others
+        keys, texts = self.pairs[part], self.texts
+        return equal_pairs(keys[rows], keys[others]) | equal_pairs(
+            texts.numbers(part, rows), texts.numbers(part, others)
+        )
+
+    def forward(self, part: str, rows: Tensor, representation: Tensor, group: Group, whole: int) -> Tensor:
+        """The symmetric InfoNCE of these rows of a part, a scalar.
+
+        In a group, a process's part of it over the `whole` rows that all processes hold: each text meets them all.
+        """
+        text, table = self.heads.sub_vectors(*self.project(part, rows, representation))
+        every = group.whole_batch(rows, whole)
+        similarities = self.heads.compare(text, group.whole_batch(table, whole))
+        same = self.same(part, rows, every) if self.settings.mask_duplicates else None
+        if group.size == 1:
+            return info_nce(*similarities, self.settings.temperature, same)
+        mine, gather = group.share(whole), group.gather_differentiably
+        return shared_info_nce(*similarities, self.settings.temperature, same, mine, gather)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from components.models.base import CollaborativeModel
 from components.training.contrast import Contrast
+from components.training.group import Group
 from components.training.newcomers import Hiding, RowMaps
 from components.training.settings import LoopSettings
 from components.training.texts import TextRows
@@ -51,32 +52,49 @@ class Learner(nn.Module):
         return self.maps.add_to(embedded, self.texts, part, rows)
 
     def losses(
-        self, ids: Tensor, labels: Tensor, rows: Tensor, settings: LoopSettings, generator: torch.Generator
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        settings: LoopSettings,
+        generator: torch.Generator,
+        group: Group,
+        whole: int,
     ) -> tuple[Tensor, Tensor]:
-        """The clicks' cross-entropy, and what is minimised: it, the L2 penalty and the alignment's term."""
+        """The clicks' cross-entropy, and what is minimised: it, the L2 penalty and the alignment's term.
+
+        The rows are a process's part of a batch of `whole` rows, and so are the losses of the batch's.
+        """
+        share = len(labels) / whole
         if self.hiding is not None:
-            ids = self.hiding(ids, generator)
+            ids = self.hiding(ids, generator, group, whole)
         embedded = self.embed(ids, "train", rows)
         representation = self.model.interact(embedded, ids)
-        loss = functional.binary_cross_entropy_with_logits(self.model.logits(representation), labels)
+        loss = functional.binary_cross_entropy_with_logits(self.model.logits(representation), labels) * share
         objective = loss
         if settings.embedding_l2 > 0:
             # On the rows that the batch read, so that its cost does not grow with the vocabulary.
-            objective = objective + settings.embedding_l2 * embedded.square().sum((1, 2)).mean()
+            objective = objective + settings.embedding_l2 * embedded.square().sum((1, 2)).mean() * share
         if self.contrast is not None and self.weight > 0:
-            count = self.rows or len(rows)
-            objective = objective + self.weight * self.contrast("train", rows[:count], representation[:count])
+            # Of fewer rows than all, every process looks at equally many.
+            count = self.rows // group.size * group.size if 0 < self.rows < whole else whole
+            mine = group.share(count)
+            seen = slice(0, mine.stop - mine.start)
+            term = self.contrast("train", rows[seen], representation[seen], group, count)
+            objective = objective + self.weight * term
         return loss, objective
 
-    def predict(self, part: str, ids: npt.NDArray[np.integer], batch_size: int = 8192) -> npt.NDArray[np.float32]:
-        """Click probabilities [n] of all rows of a part, given as ids [n, W], in eval mode."""
+    def predict(
+        self, part: str, ids: npt.NDArray[np.integer], batch_size: int = 8192, first: int = 0
+    ) -> npt.NDArray[np.float32]:
+        """Click probabilities [n] of the rows of a part from `first` on, given as ids [n, W], in eval mode."""
         device = next(self.parameters()).device
         self.eval()
         found = []
         with torch.inference_mode():
             for start in range(0, len(ids), batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(ids[start : start + batch_size])).to(device)
-                rows = torch.arange(start, start + len(batch), device=device)
+                rows = torch.arange(first + start, first + start + len(batch), device=device)
                 logits = self.model.logits(self.model.interact(self.embed(batch, part, rows), batch))
                 found.append(torch.sigmoid(logits).cpu().numpy())
         return np.concatenate(found) if found else np.empty(0, np.float32)

@@ -19,6 +19,7 @@ from components.dataset.errors import UserError
 from components.dataset.layout import FIRST_VALUE, UNKNOWN, FieldSlots, InputLayout
 from components.dataset.spec import Kind
 from components.dataset.training_set import SplitArrays
+from components.training.group import Group
 from components.training.texts import TextRows
 
 
@@ -45,10 +46,14 @@ class Hiding(nn.Module):
             self.register_buffer(f"{side}_columns", columns, persistent=False)
             self.register_buffer(f"{side}_hidden", _hidden_ids(layout, side, train.ids, codes), persistent=False)
 
-    def forward(self, ids: Tensor, generator: torch.Generator) -> Tensor:
-        """The ids [batch, W] with some rows' users and items hidden, drawn anew at each call."""
+    def forward(self, ids: Tensor, generator: torch.Generator, group: Group, whole: int) -> Tensor:
+        """The ids [n, W] with some rows' users and items hidden, drawn anew at each call.
+
+        They are a process's part of a batch of `whole` rows: every process draws for all and keeps its own.
+        """
         for side, share in self.shares.items():
-            drawn = (torch.rand(len(ids), generator=generator) < share).to(ids.device).unsqueeze(1)
+            dice = torch.rand(whole, generator=generator)[group.share(whole)]
+            drawn = (dice < share).to(ids.device).unsqueeze(1)
             hidden = self.get_buffer(f"{side}_hidden")[ids]
             ids = torch.where(drawn & self.get_buffer(f"{side}_columns"), hidden, ids)
         return ids

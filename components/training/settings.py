@@ -1,14 +1,25 @@
-"""The settings of the training loop."""
+"""The settings of training."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class LoopSettings(BaseModel):
-    """How a collaborative model is trained on clicks."""
+class ProcessSettings(BaseModel):
+    """In how many processes a model is trained, and how often it is kept that far."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    processes: int = Field(
+        default=0, ge=0, le=1024, description="Processes that train together; 0: one per GPU, or one on a CPU."
+    )
+    checkpoint_minutes: float = Field(
+        default=10.0, gt=0, description="Minutes between checkpoints, from which a killed training goes on."
+    )
+
+
+class LoopSettings(ProcessSettings):
+    """How a collaborative model is trained on clicks."""
 
     epochs: int = Field(default=20, ge=1, le=1000, description="Epochs at most.")
     batch_size: int = Field(default=2048, ge=2, description="Rows of a batch.")

@@ -144,3 +144,50 @@ def test_the_rate_rises_linearly_and_stays():
     work.settings = AlignSettings(learning_rate=5e-4, warmup_from=1e-5, warmup_share=0.1)
     rates = [5e-4 * work._rate(step, 100) for step in (0, 5, 10, 99)]
     assert rates == pytest.approx([1e-5, 2.55e-4, 5e-4, 5e-4])
+
+
+@pytest.mark.parametrize("similarity", ["max_sim", "cosine"])
+def test_two_processes_have_the_curve_of_one(inputs, tmp_path, monkeypatch, similarity):
+    """Each process's texts meet the rows of both: with its own rows alone the loss would be lower by log 2.
+
+    For an epoch: at this temperature rounding grows tenfold in each further one.
+    """
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    curves = []
+    for processes in (1, 2):
+        settings = SETTINGS.model_copy(update={"epochs": 1, "processes": processes, "similarity": similarity})
+        aligned(inputs, tmp_path / str(processes), settings=settings)
+        found = json.loads((tmp_path / str(processes) / "curve.json").read_text())["history"]
+        curves.append([line["loss"] for line in found])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert curves[0][0] - curves[0][-1] > 0.1, "the curve falls"
+    assert not list((tmp_path / "home").rglob("*.safetensors")), "what was finished leaves no checkpoint"
+
+
+@pytest.mark.parametrize("steps", [1, 18, 19], ids=["first step", "end of an epoch", "into the second epoch"])
+def test_an_alignment_that_was_cut_off_goes_on_to_the_same_result(inputs, tmp_path, monkeypatch, steps):
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    settings = SETTINGS.model_copy(update={"checkpoint_minutes": 1e-9, "epochs": 2})
+    config = CONFIG.model_copy(update={"dropout": 0.3})
+    monkeypatch.setattr("tests.components.align.test_step.CONFIG", config)
+    whole = aligned(inputs, tmp_path / "whole", settings=settings)
+    step, done = Alignment._step, []
+
+    def cut_off(self, rows):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(rows)
+        step(self, rows)
+
+    monkeypatch.setattr(Alignment, "_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        aligned(inputs, tmp_path / "cut", settings=settings)
+    rest = []
+    monkeypatch.setattr(Alignment, "_step", lambda self, rows: (rest.append(rows), step(self, rows)))
+    again = aligned(inputs, tmp_path / "cut", settings=settings)
+    assert len(done) + len(rest) == 36
+    assert again == whole
+    one, other = (load_model(tmp_path / name).state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    curves = [json.loads((tmp_path / name / "curve.json").read_text())["history"] for name in ("whole", "cut")]
+    assert [line["loss"] for line in curves[0]] == [line["loss"] for line in curves[1]]

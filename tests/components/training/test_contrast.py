@@ -8,10 +8,12 @@ from components.dataset.errors import UserError
 from components.dataset.training_set import SplitArrays
 from components.objectives.settings import ContrastSettings
 from components.training.contrast import Contrast
+from components.training.group import Group
 from components.training.texts import TextRows
 
 MATRIX = torch.arange(12.0).reshape(4, 3)
 CPU = torch.device("cpu")
+ALONE = Group(0, 1, CPU)
 
 
 def texts(users, items):
@@ -56,5 +58,5 @@ def test_masking_is_a_setting():
         torch.manual_seed(0)
         settings = ContrastSettings(projection=4, subspaces=2, width=3, mask_duplicates=masked)
         contrast = Contrast(rows, parts, width=5, settings=settings)
-        losses.append(contrast("train", torch.arange(3), torch.ones(3, 5)).item())
+        losses.append(contrast("train", torch.arange(3), torch.ones(3, 5), ALONE, 3).item())
     assert losses[0] < losses[1]

@@ -11,6 +11,7 @@ from components.models.config import BackboneConfig
 from components.models.registry import build_backbone
 from components.training import learner, loop
 from components.training.batches import Batches
+from components.training.group import Group
 from components.training.loop import TrainingError, fit, predict
 from components.training.metrics import auc
 from components.training.seeds import seed_everything
@@ -157,7 +158,7 @@ def test_a_validation_part_of_one_class_is_named():
 def test_an_epoch_reads_full_batches_of_different_rows(rows, size, sizes):
     """Every full batch; fewer rows than a batch are one batch, and no batch is of one row."""
     few = SplitArrays(*(getattr(TRAIN, name)[:rows] for name in TRAIN.__dataclass_fields__))
-    batches = Batches(few, torch.device("cpu"))
+    batches = Batches(few, Group(0, 1, torch.device("cpu")))
     batches.ids = torch.arange(rows).unsqueeze(1)
     drawn = [ids for ids, *_ in batches.shuffled(size, torch.Generator().manual_seed(0))]
     assert [len(ids) for ids in drawn] == sizes

@@ -10,6 +10,7 @@ from components.models.config import BackboneConfig
 from components.models.registry import BACKBONES, build_backbone, reads_history
 from components.objectives.settings import ContrastSettings
 from components.training.contrast import Contrast
+from components.training.group import Group
 from components.training.growth import NewRows, grow, grown_for, settle
 from components.training.learner import Learner
 from components.training.loop import fit, predict
@@ -22,6 +23,7 @@ from tests.components.evaluate.logs import training_set
 CONFIG = BackboneConfig(embedding_dim=4, hidden=(8,), layers=1, cin=(4,))
 DIM = 6
 CPU = torch.device("cpu")
+ALONE = Group(0, 1, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_hidden_is_what_a_new_item_would_not_have(data):
     train = data.arrays("train")
     hiding = Hiding(data.layout, train, {"user": 0.0, "item": 0.999999})
     ids = torch.from_numpy(train.ids)
-    hidden = hiding(ids, torch.Generator().manual_seed(0))
+    hidden = hiding(ids, torch.Generator().manual_seed(0), ALONE, len(ids))
     item = data.layout.field("item_id")
     assert (hidden[:, item.start] == item.offset + UNKNOWN).all()
     others = [c for c in range(data.layout.width) if c != item.start]
@@ -86,7 +88,7 @@ def test_values_that_one_item_alone_has_are_hidden_with_it(data):
     ids[first, genres.start] = rare
     changed = type(train)(**{**vars(train), "ids": ids})
     hiding = Hiding(data.layout, changed, {"item": 0.999999})
-    hidden = hiding(torch.from_numpy(ids), torch.Generator().manual_seed(0))
+    hidden = hiding(torch.from_numpy(ids), torch.Generator().manual_seed(0), ALONE, len(ids))
     assert (hidden[first, genres.start] == genres.offset + UNKNOWN).all()
     assert torch.equal(hidden[~first, genres.start], torch.from_numpy(ids)[~first, genres.start])
 
@@ -95,7 +97,7 @@ def test_hiding_draws_its_share_and_leaves_the_history(data):
     train = data.arrays("train")
     hiding = Hiding(data.layout, train, {"user": 0.25, "item": 0.5})
     ids, generator = torch.from_numpy(train.ids), torch.Generator().manual_seed(3)
-    hidden = hiding(ids, generator)
+    hidden = hiding(ids, generator, ALONE, len(ids))
     shares = {}
     for side in ("user", "item"):
         field = data.layout.field(f"{side}_id")
@@ -103,7 +105,7 @@ def test_hiding_draws_its_share_and_leaves_the_history(data):
     assert shares["user"] == pytest.approx(0.25, abs=0.03) and shares["item"] == pytest.approx(0.5, abs=0.03)
     for slots in data.layout.history:
         assert torch.equal(hidden[:, slots.start : slots.stop], ids[:, slots.start : slots.stop])
-    assert not torch.equal(hiding(ids, generator), hidden)
+    assert not torch.equal(hiding(ids, generator, ALONE, len(ids)), hidden)
 
 
 # --- mapped rows -------------------------------------------------------------------------------------------------
@@ -207,7 +209,8 @@ def trained(plain, texts, **changes):
         with torch.no_grad():
             learner.eval()
             ids = torch.from_numpy(plain.arrays("train").ids)[rows]
-            return float(contrast("train", rows, learner.model.interact(learner.embed(ids, "train", rows), ids)))
+            representation = learner.model.interact(learner.embed(ids, "train", rows), ids)
+            return float(contrast("train", rows, representation, ALONE, len(rows)))
 
     before = aligned()
     fit(learner, plain.arrays("train"), plain.arrays("valid"), settings, 1)

@@ -1,0 +1,26 @@
+"""torchrun, bound to whoever started it: it does not outlive a step that was killed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    """Run torchrun with these arguments; it and its workers end when the parent process does."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was gone before we asked
+            return
+    from torch.distributed import run
+
+    run.main(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
