@@ -63,7 +63,8 @@ Config = Annotated[Path | None, typer.Option(help="YAML file of settings, with t
 Backbone = Annotated[
     str,
     typer.Option(
-        help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm; with history bst, din or mean_history."
+        help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm; "
+        "with history bst, din, mean_history or srp4ctr."
     ),
 ]
 

@@ -20,7 +20,18 @@ from components.validate.settings import ValidateSettings
 COLLABORATIVE = "collaborative"
 Method = Literal["collaborative", "ctrl"]
 Backbone = Literal[
-    "autoint", "bst", "dcn", "dcnv2", "deepfm", "din", "fibinet", "mean_history", "pnn", "wide_deep", "xdeepfm"
+    "autoint",
+    "bst",
+    "dcn",
+    "dcnv2",
+    "deepfm",
+    "din",
+    "fibinet",
+    "mean_history",
+    "pnn",
+    "srp4ctr",
+    "wide_deep",
+    "xdeepfm",
 ]
 
 

@@ -30,6 +30,7 @@ class EventRows(nn.Module):
 
     columns: Tensor
     fields: Tensor
+    first: Tensor
 
     def __init__(self, layout: InputLayout) -> None:
         super().__init__()
@@ -38,17 +39,29 @@ class EventRows(nn.Module):
         if not items:
             raise UserError("the backbone reads the user's history of items, but the data set has none; add 'history'")
         slots = [*items, *(slots for slots in layout.history if slots.offset not in shown)]
+        self.slots = tuple(slots)
         self.items, self.attributes, self.length = len(items), len(slots), items[0].width
         columns = [one.start + event for event in range(self.length) for one in slots]
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        self.register_buffer("fields", torch.tensor([shown[one.offset] for one in items]), persistent=False)
+        places = [shown[one.offset] for one in items]
+        self.register_buffer("fields", torch.tensor(places), persistent=False)
+        first = torch.tensor([layout.fields[place].start for place in places])
+        self.register_buffer("first", first, persistent=False)
 
     def forward(self, embedded: Tensor, x: Tensor, table: nn.Embedding) -> Events:
         """The events of ids [batch, W], beside the candidates among the fields' rows [batch, F, dim]."""
-        ids = x.index_select(1, self.columns).reshape(-1, self.length, self.attributes)
+        ids = self.ids(x)
         there = ids[:, :, 0] != PADDING
         rows = table(ids).flatten(2) * there.unsqueeze(-1)
         return Events(rows, there, embedded.index_select(1, self.fields).flatten(1))
+
+    def ids(self, x: Tensor) -> Tensor:
+        """The events' ids [batch, L, A] among ids [batch, W]: item attributes first, in the order of `slots`."""
+        return x.index_select(1, self.columns).reshape(-1, self.length, self.attributes)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """The candidates' ids [batch, items] of the same item attributes; of a multi field the first, as in events."""
+        return x.index_select(1, self.first)
 
 
 class HistoryModel(CollaborativeModel):

@@ -14,6 +14,7 @@ from components.models.din import DIN
 from components.models.fibinet import FiBiNET
 from components.models.history import MeanHistory
 from components.models.pnn import PNN
+from components.models.srp4ctr import SRP4CTR
 from components.models.wide_deep import WideDeep
 from components.models.xdeepfm import XDeepFM
 
@@ -27,6 +28,7 @@ BACKBONES: dict[str, type[CollaborativeModel]] = {
     "fibinet": FiBiNET,
     "mean_history": MeanHistory,
     "pnn": PNN,
+    "srp4ctr": SRP4CTR,
     "wide_deep": WideDeep,
     "xdeepfm": XDeepFM,
 }

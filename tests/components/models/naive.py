@@ -1,6 +1,7 @@
 """Each backbone once more: one row at a time, in float64 numpy, straight from the formulas of its paper."""
 
 from itertools import combinations
+from math import erf
 
 import numpy as np
 
@@ -185,8 +186,49 @@ def bst(model, w, e, ids):
     return mlp(w, np.concatenate([e.ravel(), empty, *tokens]))
 
 
+def linear(w, name, x):
+    return w[f"{name}.weight"] @ x + w[f"{name}.bias"]
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.array([erf(value / np.sqrt(2)) for value in x]))
+
+
+def asked(w, name, x, keys, values, heads):
+    """An attention block and a feed-forward block with one query."""
+    heard = linear(
+        w, f"{name}.attention.output", attended(linear(w, f"{name}.attention.query", x), keys, values, heads)
+    )
+    s = layer_norm(w, f"{name}.attention.norm", x + heard)
+    inner = gelu(linear(w, f"{name}.feed_forward.inner", s))
+    return layer_norm(w, f"{name}.feed_forward.norm", s + linear(w, f"{name}.feed_forward.outer", inner))
+
+
+def srp4ctr(model, w, e, ids):
+    table, seen, heads = w["encoder.table.weight"], model.layout.history, model.config.heads
+    length = seen[0].width
+    tokens = [w["encoder.start"]]
+    for place in range(length):
+        if ids[seen[0].start + place] != 0:
+            rows = sum(table[ids[slots.start + place]] for slots in seen)
+            tokens.append(rows + w["encoder.position.weight"][length - 1 - place])
+    tokens = [layer_norm(w, "encoder.norm", token) for token in tokens]
+    stream = layer_norm(w, "encoder.norm", table[ids[model.layout.fields[-1].start]])
+    for number in range(model.config.encoder_layers):
+        name = f"encoder.layers.{number}"
+        keys, values = ([linear(w, f"{name}.{of}", token) for token in tokens] for of in ("key", "value"))
+        if model.config.cross_attention:
+            stream = asked(w, f"item_layers.{number}", stream, keys, values, heads)
+        tokens = [asked(w, name, token, keys, values, heads) for token in tokens]
+    pieces = [e.ravel(), *([stream] if model.config.cross_attention else [])]
+    if model.config.queries:
+        keys, values = ([linear(w, f"querying.layer.{of}", token) for token in tokens] for of in ("key", "value"))
+        pieces += [asked(w, "querying.layer", query, keys, values, heads) for query in w["querying.queries"]]
+    return mlp(w, np.concatenate(pieces))
+
+
 WITHOUT_HISTORY = (wide_deep, deepfm, dcn, dcnv2, pnn, autoint, fibinet, xdeepfm)
-BY_NAME = {f.__name__: f for f in (*WITHOUT_HISTORY, mean_history, din, bst)}
+BY_NAME = {f.__name__: f for f in (*WITHOUT_HISTORY, mean_history, din, bst, srp4ctr)}
 
 
 def representation(name, model, ids):
