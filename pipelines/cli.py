@@ -37,10 +37,11 @@ class PipelineName(StrEnum):
 
 
 class MethodName(StrEnum):
-    """How the collaborative model learns from the language model."""
+    """What the collaborative model learns from before it learns from clicks."""
 
     COLLABORATIVE = "collaborative"
     CTRL = "ctrl"
+    SRP4CTR = "srp4ctr"
 
 
 class PartName(StrEnum):
@@ -61,10 +62,10 @@ Assignments = Annotated[
 Every = Annotated[float, typer.Option(help="Seconds between looks at the registry.", min=0.1)]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings, with the keys that --set takes.")]
 Backbone = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm; "
-        "with history bst, din, mean_history or srp4ctr."
+        help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm; with history bst, din, mean_history "
+        "or srp4ctr. [default: autoint; srp4ctr for its method]"
     ),
 ]
 
@@ -115,7 +116,7 @@ def _config(config: Path | None) -> dict[str, Any]:
 def run(
     dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
     method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
-    backbone: Backbone = "autoint",
+    backbone: Backbone = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation, shuffling and sampling.")] = 1,
     assignments: Assignments = None,
     config: Config = None,
@@ -200,7 +201,7 @@ def compile_pipeline(
     pipeline: Annotated[PipelineName, typer.Option(help="Which pipeline.")] = PipelineName.TRAINING,
     dataset: Annotated[str, typer.Option(help="Default of the pipeline's parameter 'dataset'.")] = "sample",
     method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
-    backbone: Backbone = "autoint",
+    backbone: Backbone = None,
     assignments: Assignments = None,
     config: Config = None,
 ) -> None:

@@ -114,7 +114,7 @@ def _arm(measured: Measured, trials: Sequence[Trial], base: Sequence[Floats] | N
         "epochs": dict(zip(map(str, seeds), (curve["best_epoch"] for curve in curves), strict=True)),
         "seconds": spread(seeds, [trial.seconds() for trial in trials]),
         "settings": trials[0].settings.model_dump(
-            mode="json", by_alias=True, include={"method", "model", "prompt", "encode", "align", "finetune"}
+            mode="json", by_alias=True, include={"method", "model", "prompt", "encode", "align", "pretrain", "finetune"}
         ),
     }
     return content if base is None else {**content, "lift": _lift(measured, seeds, scores, base)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.align.settings import AlignSettings
 from components.dataset.errors import UserError
@@ -13,12 +13,14 @@ from components.encode.settings import EncodeSettings
 from components.evaluate.settings import EvaluateSettings
 from components.finetune.settings import FinetuneSettings
 from components.models.config import BackboneConfig
+from components.pretrain.settings import PretrainSettings
 from components.prompt_transform.settings import PromptSettings
 from components.register.settings import GateSettings
 from components.validate.settings import ValidateSettings
 
 COLLABORATIVE = "collaborative"
-Method = Literal["collaborative", "ctrl"]
+SRP4CTR = "srp4ctr"
+Method = Literal["collaborative", "ctrl", "srp4ctr"]
 Backbone = Literal[
     "autoint",
     "bst",
@@ -41,7 +43,7 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     dataset: str = Field(default="sample", min_length=1, description="Embedded data set or path of a DatasetSpec.")
-    method: Method = Field(default="ctrl", description="How the collaborative model learns from the PLM.")
+    method: Method = Field(default="ctrl", description="What it learns from before clicks.")
     backbone: Backbone = Field(default="autoint", description="The collaborative model.")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Seed of initialisation, shuffling and sampling.")
     run_id: str = Field(default="", description="Name of the run in the registry; Kubeflow's own if empty.")
@@ -52,9 +54,23 @@ class RunSettings(BaseModel):
     prompt: PromptSettings = PromptSettings()
     encode: EncodeSettings = EncodeSettings()
     align: AlignSettings = AlignSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_backbone(cls, content: Any) -> Any:
+        """SRP4CTR is a backbone as well as a method, and the only one that it can pre-train."""
+        if not isinstance(content, dict) or content.get("method") != SRP4CTR:
+            return content
+        content = {"backbone": SRP4CTR, **content}
+        if content["backbone"] != SRP4CTR:
+            raise ValueError(
+                f"method {SRP4CTR} pre-trains a sequence encoder; write backbone {SRP4CTR}, or leave it out"
+            )
+        return content
 
     def parameters(self) -> dict[str, Any]:
         """The pipeline's arguments: every field but the method, which is the pipeline itself."""

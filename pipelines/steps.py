@@ -6,6 +6,7 @@ from components.encode.component import encode
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.materialize.component import materialize
+from components.pretrain.component import pretrain
 from components.prompt_transform.component import prompt_transform
 from components.register.component import register
 from components.retrieve.component import retrieve
@@ -18,6 +19,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "materialize",
+    "pretrain",
     "prompt_transform",
     "register",
     "retrieve",

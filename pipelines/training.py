@@ -8,7 +8,7 @@ from kfp.dsl.base_component import BaseComponent
 from components.dataset.errors import UserError
 from pipelines import steps
 from pipelines.policy import on_cpu, on_gpu
-from pipelines.settings import COLLABORATIVE, RunSettings
+from pipelines.settings import COLLABORATIVE, SRP4CTR, RunSettings
 
 
 class Result(NamedTuple):
@@ -30,7 +30,7 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         UserError: the collaborative-only method is asked to learn from texts.
     """
     method = settings.method
-    if method == COLLABORATIVE and settings.finetune.reads_texts:
+    if method in {COLLABORATIVE, SRP4CTR} and settings.finetune.reads_texts:
         raise UserError("finetune.map_rows and finetune.auxiliary.weight need texts; write --method ctrl")
     default: dict[str, Any] = settings.parameters()
 
@@ -46,6 +46,7 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         prompt: dict = default["prompt"],
         encode: dict = default["encode"],
         align: dict = default["align"],
+        pretrain: dict = default["pretrain"],
         finetune: dict = default["finetune"],
         evaluate: dict = default["evaluate"],
         gate: dict = default["gate"],
@@ -59,8 +60,12 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         baseline = steps.finetune(training_set=rows, arm=COLLABORATIVE, settings=finetune, **architecture)
         arms = {"collaborative": on_gpu(baseline).set_display_name("finetune-collaborative").outputs["trained"]}
         learnt: dict[str, Any] = {}
+        start: dict[str, Any] = {}
 
-        if method != COLLABORATIVE:
+        if method == SRP4CTR:
+            pretrained = on_gpu(steps.pretrain(training_set=rows, settings=pretrain, **architecture))
+            start = {"checkpoint": pretrained.outputs["checkpoint"]}
+        elif method != COLLABORATIVE:
             prompts = on_cpu(steps.prompt_transform(training_set=rows, settings=prompt, shards=shards))
             texts = prompts.outputs["prompts"]
             with dsl.ParallelFor(prompts.outputs["Output"], name="shards", parallelism=100) as shard:
@@ -71,9 +76,10 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
                 steps.align(training_set=rows, prompts=texts, embeddings=shared, settings=align, **architecture)
             )
             learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
-            candidate = steps.finetune(
-                training_set=rows, arm=method, settings=finetune, embeddings=own, **learnt, **architecture
-            )
+            start = {**learnt, "embeddings": own}
+
+        if method != COLLABORATIVE:
+            candidate = steps.finetune(training_set=rows, arm=method, settings=finetune, **start, **architecture)
             arms["aligned"] = on_gpu(candidate).set_display_name(f"finetune-{method}").outputs["trained"]
 
         evaluated = on_cpu(

@@ -26,7 +26,7 @@ from components.dataset.training_set import TrainingSet, write_training_set
 from components.run import aside, read_json
 from components.training import checkpoints
 from components.training.metrics import Floats
-from pipelines.settings import COLLABORATIVE, RunSettings
+from pipelines.settings import COLLABORATIVE, SRP4CTR, RunSettings
 
 log = logging.getLogger("tandem.compare")
 
@@ -100,7 +100,10 @@ def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path
         "seed": settings.seed,
     }
     prompts = embeddings = aligned = None
-    if settings.method != COLLABORATIVE or settings.finetune.reads_texts:
+    if settings.method == SRP4CTR:
+        pretrain = settings.pretrain.model_dump(mode="json", exclude={"threads"})
+        aligned = store.place("pretrained", **network, pretrain=pretrain)
+    elif settings.method != COLLABORATIVE or settings.finetune.reads_texts:
         prompts = store.place("prompts", data=training_set.name, prompt=settings.prompt.model_dump(mode="json"))
         encode = settings.encode.model_dump(mode="json", exclude=ENCODE_RESOURCES)
         embeddings = store.place("embeddings", prompts=prompts.name, encode=encode)
@@ -180,7 +183,8 @@ def tasks_of(trial: Trial, part: str) -> Iterator[Task]:
     """What has to be made before the trial's scores on a part are there, in order."""
     name = f"{trial.backbone}, {trial.arm}, seed {trial.seed}"
     if trial.aligned is not None:
-        yield Task(f"align {name}", trial.aligned, None, partial(_align, trial))
+        work = _pretrain if trial.settings.method == SRP4CTR else _align
+        yield Task(f"{work.__name__.strip('_')} {name}", trial.aligned, None, partial(work, trial))
     yield Task(f"train {name}", trial.scores(part), trial.aligned, partial(_train, trial, part))
 
 
@@ -190,6 +194,14 @@ def _align(trial: Trial) -> None:
     assert trial.prompts and trial.embeddings and trial.aligned  # noqa: S101  (a task of arms with a stage 1)
     paths = trial.training_set, trial.prompts, [trial.embeddings], trial.aligned
     align(*paths, trial.backbone, trial.settings.model, trial.settings.align, trial.seed)
+
+
+def _pretrain(trial: Trial) -> None:
+    from components.pretrain.step import pretrain
+
+    assert trial.aligned  # noqa: S101  (a task of arms with a stage 1)
+    settings = trial.settings.pretrain.model_copy(update={"threads": 1})
+    pretrain(trial.training_set, trial.aligned, trial.backbone, trial.settings.model, settings, trial.seed)
 
 
 def _train(trial: Trial, part: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune", "evaluate", "register", "deploy"}
-STEPS |= {"materialize"}
+STEPS |= {"materialize", "pretrain"}
 BASE = {"components.dataset", "components.run"}
 LIBRARY = BASE | {"components.models", "components.objectives", "components.training"}
 

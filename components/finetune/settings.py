@@ -27,6 +27,7 @@ class FinetuneSettings(LoopSettings):
         default=(), description="Sides whose ids' rows a learnt map of their texts is added to; new ids get rows by it."
     )
     auxiliary: AuxiliarySettings = AuxiliarySettings()
+    frozen: bool = Field(default=False, description="srp4ctr: leave the pre-trained sequence encoder as it is.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -14,6 +14,7 @@ from components.dataset.training_set import SplitArrays, TrainingSet
 from components.finetune.settings import FinetuneSettings
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
+from components.models.srp4ctr import SRP4CTR
 from components.run import read_json
 from components.training.checkpoints import load_model, save_model
 from components.training.contrast import HEADS, Contrast
@@ -72,6 +73,8 @@ def finetune(
     network = build_backbone(backbone, data.layout, model)
     if checkpoint is not None:
         _continue_from(network, checkpoint)
+        if settings.frozen:
+            _freeze(network)
     train = data.arrays("train")
     learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
     inputs = inputs_digest(training_set, prompts, embeddings or [], checkpoint)
@@ -144,3 +147,10 @@ def _continue_from(network: CollaborativeModel, checkpoint: Path) -> None:
         raise UserError(f"{checkpoint} was aligned for another training set or backbone; run align again")
     weights = {name: value for name, value in aligned.state_dict().items() if not name.startswith("head.")}
     network.load_state_dict(weights, strict=False)
+
+
+def _freeze(network: CollaborativeModel) -> None:
+    """Leave the pre-trained part as it is; a model from scratch has none, and learns all of it."""
+    if not isinstance(network, SRP4CTR):
+        raise UserError("finetune.frozen: the backbone has no pre-trained part; write --method srp4ctr or remove it")
+    network.encoder.requires_grad_(False)

@@ -65,11 +65,6 @@ class SRP4CTR(CollaborativeModel):
         self.deep = mlp((self.fields + streams) * width, config)
         self.set_width(config.hidden[-1])
 
-    @property
-    def pretrained(self) -> nn.Module:
-        """The part that pre-training makes."""
-        return self.encoder
-
     def encode(self, x: Tensor) -> Encoded:
         """What a request's sequence gives, from ids [batch, W]."""
         projected, tokens, there = self.encoder(self.encoder.events.ids(x))

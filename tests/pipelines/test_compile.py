@@ -22,7 +22,7 @@ from pipelines.training import training_pipeline
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = get_args(Method)
 PIPELINES = (*METHODS, "materialize")
-ON_GPU = {"encode", "align", "finetune", "finetune-2"}
+ON_GPU = {"encode", "align", "pretrain", "finetune", "finetune-2"}
 
 
 def compiled(name: str, folder: Path) -> str:

@@ -1,0 +1,128 @@
+"""Pre-training on a small log in which what comes next follows from what was before."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from components.dataset.errors import UserError
+from components.dataset.layout import MASK
+from components.dataset.training_set import TrainingSet, write_training_set
+from components.finetune.settings import FinetuneSettings
+from components.finetune.step import finetune
+from components.models.config import BackboneConfig
+from components.models.registry import build_backbone
+from components.pretrain.sequences import Sequences, tiling_rows
+from components.pretrain.settings import PretrainSettings
+from components.pretrain.step import Pretraining, pretrain
+from components.training.checkpoints import load_model
+from tests.components.evaluate.logs import spec_of, table
+
+MODEL = BackboneConfig(embedding_dim=8, hidden=(8,), queries=2, encoder_layers=1, dropout=0.0)
+SETTINGS = PretrainSettings(epochs=6, batch_size=16, learning_rate=1e-2, held_out=0.2, threads=1)
+
+
+def made(folder, **changes):
+    spec = spec_of(**changes)
+    rows = table(rows=600)
+    count = rows.num_rows
+    lists = rows["history_item_id"].to_pylist()
+    labels = [None if events is None else [1] * len(events) for events in lists]
+    rows = rows.append_column("history_label", pa.array(labels, pa.list_(pa.int64())))
+    cuts = (0, int(count * 0.8), int(count * 0.9), count)
+    parts = {name: rows.slice(cuts[i], cuts[i + 1] - cuts[i]) for i, name in enumerate(("train", "valid", "test"))}
+    write_training_set(folder, spec, parts, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def training_set(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("pretrain") / "training_set")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(training_set, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pretrain") / "checkpoint"
+    pretrain(training_set, path, "srp4ctr", MODEL, SETTINGS, 1)
+    return path
+
+
+def test_what_is_hidden_is_told_better_than_before(checkpoint):
+    health = json.loads((checkpoint / "health.json").read_text())
+    assert health["after"]["history_item_id"] < health["before"]["history_item_id"]
+    assert health["after"]["history_label"] < 0.2 < health["before"]["history_label"], "all labels are 1"
+    curve = json.loads((checkpoint / "curve.json").read_text())["history"]
+    assert [line["epoch"] for line in curve] == [1, 2, 3, 4, 5, 6]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_encoder(training_set, checkpoint, tmp_path):
+    pretrain(training_set, tmp_path / "again", "srp4ctr", MODEL, SETTINGS, 1)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_no_event_from_the_cut_off_on_is_seen(training_set, monkeypatch, tmp_path):
+    """Valid and test rows may be anything: they are not read."""
+    asked = []
+    whole = TrainingSet.arrays
+    monkeypatch.setattr(TrainingSet, "arrays", lambda self, part: asked.append(part) or whole(self, part))
+    pretrain(training_set, tmp_path / "out", "srp4ctr", MODEL, SETTINGS.model_copy(update={"epochs": 1}), 1)
+    assert asked == ["train"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_finetune_starts_from_the_encoder_and_keeps_it_if_frozen(training_set, checkpoint, tmp_path, frozen):
+    settings = FinetuneSettings(epochs=1, batch_size=64, threads=1, frozen=frozen)
+    finetune(training_set, tmp_path / "out", "srp4ctr", "srp4ctr", MODEL, settings, 1, checkpoint)
+    before, after = (load_model(path).state_dict() for path in (checkpoint, tmp_path / "out"))
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    encoder = {name for name in before if name.startswith("encoder.")}
+    assert encoder <= same if frozen else not same & {"encoder.layers.0.key.weight", "encoder.start"}
+    assert "embedding.table.weight" not in same
+
+
+def test_what_cannot_be_is_refused_by_name(training_set, tmp_path):
+    with pytest.raises(UserError, match="'din' has no sequence to pre-train; write --backbone srp4ctr"):
+        pretrain(training_set, tmp_path / "out", "din", MODEL, SETTINGS, 1)
+    with pytest.raises(UserError, match=r"write 'split: \{by: time\}' or hash"):
+        pretrain(made(tmp_path / "random", split={"by": "random"}), tmp_path / "out", "srp4ctr", MODEL, SETTINGS, 1)
+    settings = FinetuneSettings(frozen=True, threads=1)
+    finetune(training_set, tmp_path / "a", "a", "dcn", MODEL, settings.model_copy(update={"epochs": 1}), 1, None)
+    with pytest.raises(UserError, match=r"finetune\.frozen: the backbone has no pre-trained part"):
+        finetune(training_set, tmp_path / "b", "b", "dcn", MODEL, settings, 1, tmp_path / "a")
+
+
+def test_every_event_is_in_one_tile():
+    users = np.random.default_rng(0).integers(0, 7, 200)
+    length, seen = 4, {}
+    for row in tiling_rows(users, length):
+        before = np.flatnonzero(users[:row] == users[row])[-length:]
+        for event in before:
+            seen.setdefault(int(event), []).append(int(row))
+    last = {int(np.flatnonzero(users == user)[-1]) for user in range(7)}
+    assert set(seen) == set(range(200)) - last, "the last event of a user is in no history"
+    twice = [event for event, rows in seen.items() if len(rows) > 1]
+    assert len(twice) <= 7 * length, "only the last tile of a user repeats events"
+
+
+def test_batches_hold_each_sequence_once_and_little_padding():
+    lengths = torch.arange(64) % 16 + 1
+    ids = torch.arange(1, 65).reshape(64, 1, 1) * (
+        torch.arange(16).flip(0).reshape(1, 16, 1) < lengths.reshape(64, 1, 1)
+    )
+    found = list(Sequences(ids).batches(8, torch.Generator().manual_seed(2)))
+    assert sorted(int(batch.max(1).values[row]) for batch in found for row in range(len(batch))) == list(range(1, 65))
+    filled = sum(int((batch != 0).sum()) for batch in found) / sum(batch.numel() for batch in found)
+    assert filled > 0.8 > float((ids != 0).float().mean())
+
+
+def test_masks_stand_in_for_values_of_their_own_attribute(training_set):
+    data = TrainingSet.open(training_set)
+    network = build_backbone("srp4ctr", data.layout, MODEL)
+    work = Pretraining(network.encoder, SETTINGS, 1)
+    assert [one.of_item for one in work.attributes] == [True, False]
+    for one, slots in zip(work.attributes, data.layout.history, strict=True):
+        assert (one.offset, one.size) == (slots.offset, slots.size)
+        assert one.offset + MASK < one.offset + one.size
