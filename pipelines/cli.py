@@ -271,6 +271,35 @@ def data(
 
 
 @app.command()
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the data set, such as shop.")],
+    impressions: Annotated[str, typer.Option(help="The log: CSV, Parquet or JSON lines, packed or not.")],
+    users: Annotated[str | None, typer.Option(help="Table of the users, if there is one.")] = None,
+    items: Annotated[str | None, typer.Option(help="Table of the items, if there is one.")] = None,
+    user: Annotated[str | None, typer.Option(help="Column of the user's key. [default: guessed]")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of the item's key. [default: guessed]")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label. [default: guessed]")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Column of the moment. [default: guessed]")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write. [default: NAME.yaml]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
+) -> None:
+    """Look at your files and propose a DatasetSpec, each guess explained; warn of leaking and useless columns."""
+    from components.dataset.propose import Chosen, propose, written
+    from components.run import aside
+
+    path = output or Path(f"{name}.yaml")
+    if path.exists() and not force:
+        raise UserError(f"{path}: exists; write --force to overwrite it, or --output FILE")
+    proposal = propose(name, impressions, users, items, Chosen(user, item, label, timestamp))
+    text = written(proposal, path)
+    with aside(path.absolute()) as draft:
+        draft.write_text(text, encoding="utf-8")
+    for warning in proposal.warnings:
+        print(f"look at {warning}")
+    print(f"{path}: written. Next: tandem check {path}, then tandem run --dataset {path}")
+
+
+@app.command()
 def check(
     dataset: Annotated[str, typer.Argument(metavar="FILE.yaml", help="DatasetSpec, or name of an embedded data set.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,6 +31,8 @@ ENDINGS = {
 COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 #: Bytes read at a time; no row may be longer.
 BLOCK = 16 * 2**20
+#: Rows of Parquet read at a time where a file is not read as a whole.
+ROWS = 65_536
 #: JSON lines looked at for the names of the columns before a missing name is searched for in all of them.
 LINES = 1000
 NOT_UTF8 = "is not UTF-8; convert it, for instance with 'iconv -f latin1 -t utf-8'"
@@ -86,6 +88,37 @@ def read_source(source: Source, columns: Sequence[str] | None = None) -> pa.Tabl
         raise UserError(f"{source.path}: {_explain(str(error))}") from None
 
 
+def batches_of(source: Source) -> Iterator[pa.Table]:
+    """All columns of a source, some ten thousand rows at a time, in bounded memory; as `read_source` reads them.
+
+    The columns of JSON lines may differ between the tables, in number and in type.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    batches = {"parquet": _batches_of_parquet, "csv": _batches_of_csv, "jsonl": _batches_of_jsonl}[format_of(source)]
+    try:
+        yield from batches(source)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"{source.path}: {_explain(str(error))}") from None
+
+
+def head_of(source: Source, size: int = 2**16) -> str:
+    """The first characters of a text file, unpacked; the last line may be cut.
+
+    Raises:
+        UserError: the file is missing or not UTF-8.
+    """
+    with _open(source) as file:
+        data: bytes = file.read(size)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start >= len(data) - 4:
+            return data[: error.start].decode("utf-8-sig")
+        raise UserError(f"{source.path}: {NOT_UTF8}") from None
+
+
 def say_absent(absent: Sequence[str], there: Sequence[str]) -> str:
     """The message for columns that are not there."""
     names = ", ".join(f"'{name}'" for name in absent)
@@ -131,17 +164,49 @@ def _delimiter(source: Source) -> str:
     return "\t" if tabs else source.delimiter
 
 
-def _read_csv(source: Source, columns: list[str]) -> pa.Table:
+def _csv_options(source: Source, columns: list[str]) -> tuple[Any, Any]:
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()),
         include_columns=columns,
         null_values=[""],
         strings_can_be_null=True,
     )
-    parse = pyarrow.csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True)
+    return convert, pyarrow.csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True)
+
+
+def _read_csv(source: Source, columns: list[str]) -> pa.Table:
+    convert, parse = _csv_options(source, columns)
     with _open(source) as file:
         table = pyarrow.csv.read_csv(file, pyarrow.csv.ReadOptions(block_size=BLOCK), parse, convert)
     return pa.table({name: _without_point_zero(table[name]) for name in columns})
+
+
+def _batches_of_csv(source: Source) -> Iterator[pa.Table]:
+    convert, parse = _csv_options(source, _csv_columns(source))
+    with _open(source) as file:
+        reader = pyarrow.csv.open_csv(file, pyarrow.csv.ReadOptions(block_size=BLOCK), parse, convert)
+        yield from (pa.table(batch) for batch in reader)
+
+
+def _batches_of_jsonl(source: Source) -> Iterator[pa.Table]:
+    with _open(source) as file:
+        while lines := file.readlines(BLOCK):
+            if content := b"".join(lines).strip():
+                yield _flattened(_json_table(content))
+
+
+def _json_table(content: bytes) -> pa.Table:
+    options = pyarrow.json.ReadOptions(block_size=len(content) + 1)
+    table = pyarrow.json.read_json(pa.BufferReader(content), options)
+    words = pa.schema([pa.field(field.name, _as_words(field.type)) for field in table.schema])
+    if words == table.schema:
+        return table
+    return pyarrow.json.read_json(pa.BufferReader(content), options, pyarrow.json.ParseOptions(explicit_schema=words))
+
+
+def _batches_of_parquet(source: Source) -> Iterator[pa.Table]:
+    for batch in _dataset(source).to_batches(batch_size=ROWS):
+        yield _flattened(pa.table(batch))
 
 
 def _without_point_zero(column: Any) -> Any:
