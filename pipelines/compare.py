@@ -79,13 +79,15 @@ def compare(request: Request, tell: Callable[[str], None] = log.info) -> Compari
     dataset = prepare(request.dataset)
     store = Store(home() / "comparisons")
     settings = validated({**request.common, "dataset": dataset})
-    training_set = make_training_set(store, settings, request.hold_out_items)
-    trials = [
-        plan_trial(store, arm.name, request.settings(arm, backbone, seed), training_set)
+    # All settings first: what is wrong with them shall not wait for the data.
+    runs = [
+        (arm.name, request.settings(arm, backbone, seed))
         for seed in request.seeds
         for backbone in request.backbones
         for arm in request.arms
     ]
+    training_set = make_training_set(store, settings, request.hold_out_items)
+    trials = [plan_trial(store, arm, run, training_set) for arm, run in runs]
     for trial in trials:
         make_embeddings(trial)
     tasks = {task.output: task for trial in trials for task in tasks_of(trial, request.part)}

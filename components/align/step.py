@@ -36,6 +36,8 @@ from components.training.texts import TextRows, Texts, read_texts
 
 log = logging.getLogger("tandem.align")
 PARTS = ("train", "valid")
+#: Rows whose nearest texts the health report shows.
+NEIGHBOURS = 6
 
 
 class Alignment:
@@ -151,20 +153,51 @@ class Alignment:
 
     def health(self) -> dict[str, Any]:
         """The health report on validation rows, which alignment has not seen."""
+        rows = self._health_rows()
+        text, table, by_text, by_table = self._compared(rows)
+        same = self.contrast.same("valid", rows)
+        found = {
+            "loss": float(info_nce(by_text, by_table, self.settings.temperature, same)),
+            "retrieval_by_text": retrieval_accuracy(by_text, same),
+            "retrieval_by_table": retrieval_accuracy(by_table, same),
+        }
+        return {"rows": len(rows), **found, **report(text, table)}
+
+    def neighbours(self, words: Any, count: int) -> list[dict[str, Any]]:
+        """For some validation rows their own words, and the words that their tabular side lies nearest to.
+
+        Args:
+            words: Column of the texts in the order of their numbers.
+            count: Number of rows.
+        """
+        rows = self._health_rows()
+        *_, by_table = self._compared(rows)
+        same = self.contrast.same("valid", rows)
+        shown = torch.linspace(0, len(rows) - 1, min(count, len(rows)), device=self.device).long()
+        nearest = by_table[shown].argmax(1)
+        own, theirs = (self.contrast.texts.numbers("valid", rows[of]).cpu().numpy() for of in (shown, nearest))
+        right = same[shown, nearest].tolist()
+        return [
+            {"row": _said(words, mine), "nearest": _said(words, other), "right": hit}
+            for mine, other, hit in zip(own, theirs, right, strict=True)
+        ]
+
+    def _health_rows(self) -> Tensor:
+        count = min(self.settings.health_rows, len(self.ids["valid"]))
+        return torch.linspace(0, len(self.ids["valid"]) - 1, count, device=self.device).long()
+
+    def _compared(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Texts and table of validation rows in the common space, and both similarities."""
         self.model.eval()
         self.contrast.eval()
-        count = min(self.settings.health_rows, len(self.ids["valid"]))
-        rows = torch.linspace(0, len(self.ids["valid"]) - 1, count, device=self.device).long()
         with torch.inference_mode():
             text, table = self.contrast.project("valid", rows, self.model.representation(self.ids["valid"][rows]))
-            by_text, by_table = self.contrast.heads.similarities(text, table)
-            same = self.contrast.same("valid", rows)
-            found = {
-                "loss": float(info_nce(by_text, by_table, self.settings.temperature, same)),
-                "retrieval_by_text": retrieval_accuracy(by_text, same),
-                "retrieval_by_table": retrieval_accuracy(by_table, same),
-            }
-            return {"rows": count, **found, **report(text, table)}
+            return text, table, *self.contrast.heads.similarities(text, table)
+
+
+def _said(words: Any, numbers: Any) -> str:
+    """The texts of a row, one after the other."""
+    return " ".join(words[int(number)].as_py() for number in numbers)
 
 
 def align(
@@ -183,7 +216,8 @@ def align(
     that keeps the alignment on, or what was trained of the PLM.
 
     Returns:
-        The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, and what encoding cost.
+        The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, neighbours in words, and
+        what encoding cost.
 
     Raises:
         UserError: the embeddings do not belong to the prompts, or are no numbers.
@@ -207,11 +241,13 @@ def align(
     work.go_on(progress)
     curve = work.train(progress)
     after = work.health()
+    words = PromptSet.open(prompts).texts(["text"])["text"]
     health = {
         "verdict": after["verdict"],
         "reasons": after["reasons"],
         "before": before,
         "after": after,
+        "neighbours": work.neighbours(words, NEIGHBOURS),
         "cache": encoded.meta["cache"],
     }
     log.info(

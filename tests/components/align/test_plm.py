@@ -62,7 +62,7 @@ def inputs(request, tmp_path_factory):
 
 
 def settings_of(plm, mode, **changes):
-    quick = {"epochs": 1, "batch_size": 64, "temperature": 0.1, "learning_rate": 3e-3, "health_rows": 48}
+    quick = {"epochs": 4, "batch_size": 64, "temperature": 0.1, "learning_rate": 3e-3, "health_rows": 48}
     return AlignSettings(**{**quick, "plm_mode": mode, "plm": plm, "plm_learning_rate": 1e-3, **changes})
 
 

@@ -13,6 +13,7 @@ from components.align.step import Alignment, align
 from components.dataset.embeddings import write_embeddings
 from components.dataset.errors import UserError
 from components.dataset.prompts import TEXT_SCHEMA, text_hash, write_prompt_set
+from components.dataset.training_set import TrainingSet
 from components.models.config import BackboneConfig
 from components.training.checkpoints import load_model
 from components.training.loop import TrainingError
@@ -84,6 +85,21 @@ def test_a_large_table_is_aligned_by_sparse_gradients(inputs, tmp_path, monkeypa
     assert health["verdict"] == "healthy"
     assert health["after"]["loss"] < 0.8 * health["before"]["loss"]
     assert load_model(tmp_path / "out").embedding.table.weight[0].abs().sum() == 0
+
+
+def test_neighbours_are_told_in_words(inputs, tmp_path):
+    """A row that is near its own text says so; any other nearest text is one of the same part's rows."""
+    folder, _ = inputs
+    health = aligned(inputs, tmp_path / "out")
+    rows = TrainingSet.open(folder / "training_set").table("valid")
+    said = {
+        f"{user} {item}"
+        for user, item in zip(*(rows[f"{side}_id"].to_pylist() for side in ("user", "item")), strict=True)
+    }
+    assert len(health["neighbours"]) == 6
+    for pair in health["neighbours"]:
+        assert pair["row"] in said and pair["nearest"] in said
+        assert pair["right"] == (pair["row"] == pair["nearest"])
 
 
 def test_texts_that_say_nothing_cannot_be_found(inputs, tmp_path):

@@ -55,7 +55,12 @@ def pieces(tmp_path, made):
     found = {"rows": 8, "loss": 6.1, "retrieval_by_text": 0.01, "verdict": "healthy", "reasons": []}
     health = {"verdict": "collapsed", "reasons": ["the text side spans 1.0 dimensions in effect"], "before": found}
     cache = {"hits": 5, "misses": 1, "seconds": 0.5, "seconds_saved": 2.5, "gpu_seconds": 0.5, "gpu_seconds_saved": 2.5}
-    write_json(tmp_path / "alignment" / "health.json", {**health, "after": {**found, "loss": 4.25}, "cache": cache})
+    near = [
+        {"row": "This is <b> user.", "nearest": "This is c.", "right": False},
+        {"row": "d", "nearest": "d", "right": True},
+    ]
+    more = {"after": {**found, "loss": 4.25}, "neighbours": near, "cache": cache}
+    write_json(tmp_path / "alignment" / "health.json", {**health, **more})
     write_json(tmp_path / "alignment" / "curve.json", {"history": [{"epoch": 1, "loss": 5.0, "seconds": 1.0}]})
     record = {"step": "validate", "began": 1.0, "seconds": 2.5, "gpus": 0}
     write_json(tmp_path / "prompts" / STEPS, [record])
@@ -107,6 +112,7 @@ def test_every_piece_has_its_section(pieces, bundle):
     html = rendered(pieces, read_json(bundle / "manifest.json"))
     anchors = parsed(html)
     assert anchors.links == anchors.ids == list(SECTIONS)
+    assert "<td>This is &lt;b&gt; user.</td><td>This is c.</td>" in html and "<td>d</td><td>its own</td>" in html
     assert "better than the champion" in html
     assert "user_history stale by an hour" in html
     assert "genres = x y" in html
