@@ -32,6 +32,9 @@ log = logging.getLogger("tandem.compare")
 
 #: Settings of encode that change where and how fast vectors are made, and not the vectors.
 ENCODE_RESOURCES = {"processes", "batch_tokens", "block", "cache", "device"}
+#: The same of align and finetune; each task of a comparison is one process of one thread.
+TRAINING_RESOURCES = {"processes", "threads", "checkpoint_minutes"}
+ALONE = {"processes": 1}
 #: What an older version kept in another format is made again.
 FORMATS = [module.FORMAT for module in (training_set, vocabulary, prompts, embeddings, checkpoints)]
 
@@ -92,7 +95,7 @@ class Task:
 
 def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path) -> Trial:
     """Where everything of a trial lies."""
-    finetune = settings.finetune.model_dump(mode="json", exclude={"threads"})
+    finetune = settings.finetune.model_dump(mode="json", exclude=TRAINING_RESOURCES)
     network = {
         "data": training_set.name,
         "backbone": settings.backbone,
@@ -108,8 +111,8 @@ def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path
         encode = settings.encode.model_dump(mode="json", exclude=ENCODE_RESOURCES)
         embeddings = store.place("embeddings", prompts=prompts.name, encode=encode)
     if embeddings is not None and settings.method != COLLABORATIVE:
-        stage_1 = {"embeddings": embeddings.name, "align": settings.align.model_dump(mode="json")}
-        aligned = store.place("aligned", **network, **stage_1)
+        stage_1 = settings.align.model_dump(mode="json", exclude=TRAINING_RESOURCES)
+        aligned = store.place("aligned", **network, embeddings=embeddings.name, align=stage_1)
     read = {
         "start": aligned.name if aligned else None,
         "texts": embeddings.name if embeddings and settings.finetune.reads_texts else None,
@@ -193,7 +196,8 @@ def _align(trial: Trial) -> None:
 
     assert trial.prompts and trial.embeddings and trial.aligned  # noqa: S101  (a task of arms with a stage 1)
     paths = trial.training_set, trial.prompts, [trial.embeddings], trial.aligned
-    align(*paths, trial.backbone, trial.settings.model, trial.settings.align, trial.seed)
+    settings = trial.settings.align.model_copy(update=ALONE)
+    align(*paths, trial.backbone, trial.settings.model, settings, trial.seed)
 
 
 def _pretrain(trial: Trial) -> None:
@@ -211,7 +215,7 @@ def _train(trial: Trial, part: str) -> None:
 
     settings = trial.settings
     if not trial.trained.is_dir():
-        training = settings.finetune.model_copy(update={"threads": 1})
+        training = settings.finetune.model_copy(update={**ALONE, "threads": 1})
         start = trial.backbone, settings.model, training, trial.seed, trial.aligned
         texts = trial.prompts, [trial.embeddings] if trial.embeddings else None
         finetune(trial.training_set, trial.trained, trial.arm, *start, *texts)
