@@ -26,7 +26,7 @@ class DeepFM(CollaborativeModel):
 
     def __init__(self, layout: InputLayout, config: BackboneConfig) -> None:
         super().__init__(layout, config)
-        self.first_order = FirstOrder(layout)
+        self.first_order = FirstOrder(self.layout)
         self.deep = mlp(self.fields * config.embedding_dim, config)
         additive = self.fields + config.embedding_dim
         self.set_width(additive + config.hidden[-1], additive=additive)

@@ -62,7 +62,7 @@ class FiBiNET(CollaborativeModel):
         super().__init__(layout, config)
         if self.fields < 2:
             raise UserError("backbone 'fibinet' reads pairs of fields and the spec has one; choose another backbone")
-        self.first_order = FirstOrder(layout)
+        self.first_order = FirstOrder(self.layout)
         self.senet = Senet(self.fields, config.reduction)
         self.bilinear = Bilinear(self.fields, config)
         self.deep = mlp(self.fields * (self.fields - 1) * config.embedding_dim, config)

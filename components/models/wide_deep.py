@@ -19,7 +19,7 @@ class WideDeep(CollaborativeModel):
 
     def __init__(self, layout: InputLayout, config: BackboneConfig) -> None:
         super().__init__(layout, config)
-        self.wide = FirstOrder(layout)
+        self.wide = FirstOrder(self.layout)
         self.deep = mlp(self.fields * config.embedding_dim, config)
         self.set_width(self.fields + config.hidden[-1], additive=self.fields)
 

@@ -42,7 +42,7 @@ class XDeepFM(CollaborativeModel):
 
     def __init__(self, layout: InputLayout, config: BackboneConfig) -> None:
         super().__init__(layout, config)
-        self.first_order = FirstOrder(layout)
+        self.first_order = FirstOrder(self.layout)
         self.cin = CompressedInteraction(self.fields, config.cin)
         self.deep = mlp(self.fields * config.embedding_dim, config)
         self.set_width(self.fields + sum(config.cin) + config.hidden[-1], additive=self.fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -116,7 +116,7 @@ class _Training:
     def __init__(self, learner: Learner, batches: Batches, settings: LoopSettings, seed: int, group: Group) -> None:
         self.learner, self.batches, self.settings, self.group = learner, batches, settings, group
         group.prepare(learner, seed=seed)
-        self.optimizers = _optimizers(learner, settings)
+        self.optimizer = _optimizer(learner, settings)
         # Two of them: the batches are the same whether ids are hidden or not.
         self.generator, self.hiding = (torch.Generator().manual_seed(seed) for _ in range(2))
         self.result, self.best, self.since = FitResult(), _weights(learner), 0
@@ -149,17 +149,15 @@ class _Training:
     def _step(self, ids: Tensor, labels: Tensor, rows: Tensor, whole: int) -> None:
         """One step on this process's part of a batch of so many rows."""
         loss, objective = self.learner.losses(ids, labels, rows, self.settings, self.hiding, self.group, whole)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         objective.backward()  # type: ignore[no-untyped-call]
         self.group.sum_gradients(self.learner.parameters())
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
         self.total += loss.detach()
 
     def judge(self, loss: float, valid_auc: float, valid_logloss: float, started: float) -> None:
         """Take an epoch's measures down; keep its weights if they are the best, else perhaps lower the rate."""
-        seconds, rate = round(time.perf_counter() - started, 3), float(next(_groups(self.optimizers))["lr"])
+        seconds, rate = round(time.perf_counter() - started, 3), float(self.optimizer.param_groups[0]["lr"])
         line = Epoch(self.epoch, loss, valid_auc, valid_logloss, rate, seconds)
         self.result.history.append(line)
         log.info("epoch %d: loss %.4f, validation AUC %.4f, %.1f s", self.epoch, loss, valid_auc, seconds)
@@ -170,7 +168,7 @@ class _Training:
             self.since += 1
             if self.settings.plateau_factor < 1 and self.since < self.settings.patience:
                 self.learner.load_state_dict(self.best)
-                for group in _groups(self.optimizers):
+                for group in self.optimizer.param_groups:
                     group["lr"] *= self.settings.plateau_factor
         self.epoch += 1
 
@@ -178,13 +176,10 @@ class _Training:
         tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {"order": self.order, "hiding": self.hiding.get_state(), "total": self.group.gather(self.total)}
-        told = []
-        for number, optimizer in enumerate(self.optimizers):
-            moments, state = optimizer_state(optimizer, f"optimizer{number}")
-            tensors |= moments
-            told.append(state)
+        moments, told = optimizer_state(self.optimizer, "optimizer")
+        tensors |= moments
         state = {"epoch": self.epoch, "done": self.done, "since": self.since, **self.result.to_json()}
-        progress.keep(tensors, {**state, "optimizers": told})
+        progress.keep(tensors, {**state, "optimizer": told})
 
     def go_on(self, progress: Progress) -> None:
         """Take up where an earlier training of the same name was killed."""
@@ -198,8 +193,7 @@ class _Training:
         }
         self.learner.load_state_dict(parts["model."])
         self.best = {name: value.to(self.group.device) for name, value in parts["best."].items()}
-        for number, optimizer in enumerate(self.optimizers):
-            load_optimizer(optimizer, f"optimizer{number}", tensors, state["optimizers"][number])
+        load_optimizer(self.optimizer, "optimizer", tensors, state["optimizer"])
         self.generator.set_state(tensors["order"])
         self.hiding.set_state(tensors["hiding"])
         self.total = tensors["total"][self.group.rank].to(self.group.device)
@@ -210,7 +204,7 @@ class _Training:
         log.info("going on in epoch %d after %d batches, from a checkpoint", self.epoch, self.done)
 
 
-def _optimizers(learner: Learner, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+def _optimizer(learner: Learner, settings: LoopSettings) -> LazyAdam:
     """Adam, lazy for tables with sparse gradients; embedding rows may have a rate of their own."""
     rows = {id(parameter) for parameter in learner.model.embedding.parameters()}
     kinds: dict[bool, list[nn.Parameter]] = {False: [], True: []}
@@ -218,12 +212,7 @@ def _optimizers(learner: Learner, settings: LoopSettings) -> list[torch.optim.Op
         kinds[id(parameter) in rows].append(parameter)
     rates = {False: settings.learning_rate, True: settings.learning_rate * settings.embedding_rate}
     groups = [{"params": parameters, "lr": rates[are_rows]} for are_rows, parameters in kinds.items()]
-    return [LazyAdam(groups, lr=settings.learning_rate)]
-
-
-def _groups(optimizers: list[torch.optim.Optimizer]) -> Iterator[dict[str, Any]]:
-    for optimizer in optimizers:
-        yield from optimizer.param_groups
+    return LazyAdam(groups, lr=settings.learning_rate)
 
 
 def _measured(learner: Learner, valid: SplitArrays, group: Group) -> tuple[float, float]:
