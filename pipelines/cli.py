@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.dataset.errors import UserError, ValidationStoppedError
+from pipelines.schedule_cli import Host, Namespace
+from pipelines.schedule_cli import app as schedule_app
 
 if TYPE_CHECKING:
     from pipelines.settings import RunSettings
@@ -228,6 +230,33 @@ def compile_pipeline(
 
 
 @app.command()
+def submit(
+    dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    pipeline: Annotated[PipelineName, typer.Option(help="Which pipeline.")] = PipelineName.TRAINING,
+    method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
+    backbone: Backbone = "autoint",
+    assignments: Assignments = None,
+    config: Config = None,
+    experiment: Annotated[str, typer.Option(help="Experiment that the run belongs to.")] = "tandem",
+    host: Host = None,
+    namespace: Namespace = None,
+    follow: Annotated[bool, typer.Option(help="Wait for the run's end, and print its tasks as they go.")] = True,
+    seconds: Annotated[float, typer.Option(help="Between two looks at the run.", min=0.01)] = 10.0,
+) -> None:
+    """Start one run on Kubeflow Pipelines, print its id, and follow it; a run that fails is a fault (exit code 1)."""
+    settings = _settings(config, assignments, dataset=dataset, method=method.value, backbone=backbone)
+    from pipelines.cluster import Cluster, failing_step
+
+    cluster = Cluster(host, namespace, experiment)
+    run_id = cluster.start(f"{pipeline.value} {settings.dataset}", pipeline.value, settings)
+    print(run_id, flush=True)
+    if follow:
+        run = cluster.follow(run_id, seconds, lambda line: print(line, file=sys.stderr))
+        if run.state != "SUCCEEDED":
+            raise RuntimeError(f"run {run_id} {run.state.lower()}: {failing_step(run)}")
+
+
+@app.command()
 def materialize(
     dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
     end: Annotated[str, typer.Option(help="Moment as of which values are taken; now if not given or later.")] = "",
@@ -384,6 +413,8 @@ def follow(
 
     follow(dataset, to, every, version, beside)
 
+
+app.add_typer(schedule_app, name="schedule")
 
 registry = typer.Typer(help="Look at and move the registered models.", no_args_is_help=True)
 app.add_typer(registry, name="registry")

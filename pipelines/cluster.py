@@ -1,0 +1,150 @@
+"""Talk with Kubeflow Pipelines through its own client: connect, start a run, follow it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+from components.dataset.errors import UserError
+from pipelines.settings import RunSettings
+
+PipelineKind = Literal["training", "materialize"]
+#: States of a run that it does not leave any more.
+ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+PAGE = 100
+
+
+class Cluster:
+    """One experiment of one Kubeflow Pipelines installation."""
+
+    def __init__(self, host: str | None, namespace: str | None, experiment: str) -> None:
+        """Connect, and make the experiment where there is none.
+
+        Args:
+            host: Address of the API; KF_PIPELINES_ENDPOINT, or what the kubeconfig leads to, if None.
+            namespace: The profile's namespace on a multi-user installation.
+            experiment: Name of the experiment.
+
+        Raises:
+            UserError: nobody answers there, or not to us.
+        """
+        with _errors(host):
+            import kfp
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # says that it needs version 2
+                self.client = kfp.Client(host=host, namespace=namespace or "kubeflow")
+            found = self.client.create_experiment(experiment, namespace=namespace)
+        self.host, self.experiment_id, self.namespace = host, str(found.experiment_id), namespace
+
+    def call(self, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Call a method of the client.
+
+        Raises:
+            UserError: the API cannot be reached or refuses.
+        """
+        with _errors(self.host):
+            return function(*given, **named)
+
+    def recurring_runs(self) -> Iterator[Any]:
+        """Every recurring run of the experiment."""
+        yield from self._pages(self.client.list_recurring_runs, "recurring_runs")
+
+    def runs(self) -> Iterator[Any]:
+        """Every run of the experiment, the newest first."""
+        yield from self._pages(self.client.list_runs, "runs", sort_by="created_at desc")
+
+    def _pages(self, method: Callable[..., Any], name: str, **named: Any) -> Iterator[Any]:
+        token = ""
+        while True:
+            given = {"experiment_id": self.experiment_id, "page_token": token, "page_size": PAGE, **named}
+            answer = self.call(method, **given)
+            yield from getattr(answer, name) or []
+            token = answer.next_page_token or ""
+            if not token:
+                return
+
+    def start(self, name: str, kind: PipelineKind, settings: RunSettings) -> str:
+        """Start one run; its id."""
+        with compiled(kind, settings) as package:
+            found = self.call(
+                self.client.run_pipeline, self.experiment_id, name, str(package), parameters(kind, settings)
+            )
+        return str(found.run_id)
+
+    def follow(self, run_id: str, seconds: float, tell: Callable[[str], None]) -> Any:
+        """Wait for a run's end, and tell each task's change of state; the run as it ended.
+
+        Raises:
+            UserError: as `call` does.
+        """
+        seen: dict[str, str] = {}
+        while True:
+            run = self.call(self.client.get_run, run_id)
+            for task in (run.run_details.task_details if run.run_details else None) or []:
+                if task.state and seen.get(task.task_id) != task.state:
+                    seen[task.task_id] = task.state
+                    tell(f"{task.display_name}: {task.state.lower()}")
+            if run.state in ENDED:
+                return run
+            time.sleep(seconds)
+
+
+def failing_step(run: Any) -> str:
+    """The first task of a run that failed, with what is known of its error."""
+    tasks = (run.run_details.task_details if run.run_details else None) or []
+    failed = [task for task in tasks if task.state == "FAILED"]
+    message = run.error.message if run.error else ""
+    if not failed:
+        return message or "no task says why"
+    said = failed[0].error.message if failed[0].error else message
+    return f"{failed[0].display_name}: {said or 'see its log'}"
+
+
+def pipeline_of(kind: PipelineKind, settings: RunSettings) -> Any:
+    """The pipeline of a kind, with the settings as its defaults."""
+    from pipelines.materialize import materialize_pipeline
+    from pipelines.training import training_pipeline
+
+    if kind == "training":
+        return training_pipeline(settings)
+    return materialize_pipeline(settings.dataset, settings.checks)
+
+
+def parameters(kind: PipelineKind, settings: RunSettings) -> dict[str, Any]:
+    """The arguments of a run."""
+    given = settings.parameters()
+    return given if kind == "training" else {name: given[name] for name in ("dataset", "validate")}
+
+
+@contextmanager
+def compiled(kind: PipelineKind, settings: RunSettings) -> Iterator[Path]:
+    """The compiled pipeline as a file."""
+    from kfp import compiler
+
+    with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
+        package = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline_of(kind, settings), str(package))
+        yield package
+
+
+@contextmanager
+def _errors(host: str | None) -> Iterator[None]:
+    """Say of an error of the API what the user can do about it; the client's own prints go to stderr."""
+    import kfp_server_api
+    import urllib3
+
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except kfp_server_api.ApiException as error:
+        raise UserError(f"Kubeflow Pipelines refuses ({error.status} {error.reason}): {error.body}") from None
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        where = host or "KF_PIPELINES_ENDPOINT"
+        raise UserError(f"Kubeflow Pipelines cannot be reached; check --host, now {where}: {error}") from None

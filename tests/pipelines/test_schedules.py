@@ -1,0 +1,210 @@
+"""Schedules and runs on Kubeflow Pipelines, by the real client against a server that checks what it is sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from components.dataset.errors import UserError
+from pipelines import schedules
+from pipelines.cluster import Cluster, failing_step
+from pipelines.schedules import apply, pause, plan, read_schedules, run_now, schedule_of
+from pipelines.settings import parse_settings
+from tests.pipelines.shop import ROOT, tandem
+
+DAILY = {"name": "daily", "cron": "0 3 * * *", "settings": {"dataset": "sample", "method": "collaborative"}}
+HOURLY = {"name": "hourly", "pipeline": "materialize", "cron": "15 * * * *"}
+WEEKLY = {"name": "weekly", "cron": "0 5 * * 1", "time_zone": "Europe/Berlin", "pipeline": "materialize"}
+
+
+class Server:
+    def __init__(self, port, log):
+        self.host, self.log = f"http://127.0.0.1:{port}", log
+
+    def changes(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def server(tmp_path):
+    log = tmp_path / "requests.jsonl"
+    command = [sys.executable, "-m", "tests.pipelines.kfp_server", str(log)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Server(int(process.stdout.readline()), log)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def cluster(server):
+    return Cluster(server.host, None, "tandem")
+
+
+def written(tmp_path, *items):
+    path = tmp_path / "schedules.yaml"
+    path.write_text(yaml.safe_dump({"experiment": "tandem", "schedules": list(items)}))
+    return read_schedules(path)
+
+
+def done(cluster, asked):
+    changes = plan(cluster, asked)
+    apply(cluster, changes)
+    return {change.name: change.action for change in changes}
+
+
+def status(cluster):
+    found = {}
+    for one in cluster.recurring_runs():
+        found.setdefault(schedule_of(one), []).append((one.status, one.trigger.cron_schedule.cron))
+    return found
+
+
+def test_apply_brings_the_cluster_to_the_file_and_then_changes_nothing(server, cluster, tmp_path):
+    asked = written(tmp_path, DAILY, HOURLY, WEEKLY)
+    assert done(cluster, asked) == dict.fromkeys(("daily", "hourly", "weekly"), "create")
+    assert status(cluster)["daily"] == [("ENABLED", "0 0 3 * * *")]
+    seen = len(server.changes())
+    assert set(done(cluster, asked).values()) == {"unchanged"}
+    assert len(server.changes()) == seen, "nothing was sent"
+
+    changed = {**DAILY, "settings": {**DAILY["settings"], "seed": 2}}
+    first = next(one.recurring_run_id for one in cluster.recurring_runs() if schedule_of(one) == "daily")
+    asked = written(tmp_path, changed, {**HOURLY, "enabled": False})
+    assert done(cluster, asked) == {"daily": "replace", "hourly": "disable", "weekly": "delete"}
+    assert status(cluster) == {"daily": [("ENABLED", "0 0 3 * * *")], "hourly": [("DISABLED", "0 15 * * * *")]}
+    (new,) = [one for one in cluster.recurring_runs() if schedule_of(one) == "daily"]
+    assert new.recurring_run_id != first
+    assert new.runtime_config.parameters["seed"] == 2
+    assert new.no_catchup is True
+    assert set(done(cluster, asked).values()) == {"unchanged"}
+    assert max(count for line in server.changes() for count in line["enabled"].values()) == 1, "never doubled"
+
+
+@pytest.mark.parametrize("after", range(1, 5), ids="requests done: {}".format)
+def test_a_replacement_that_was_cut_off_is_finished_and_never_doubles_a_run(server, cluster, tmp_path, after):
+    done(cluster, written(tmp_path, HOURLY))
+    asked = written(tmp_path, {**HOURLY, "cron": "30 * * * *"})
+    calls, call = [], cluster.call
+
+    def cut_off(function, *given, **named):
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(function.__name__)
+        return call(function, *given, **named)
+
+    changes = plan(cluster, asked)
+    cluster.call = cut_off
+    try:
+        apply(cluster, changes)
+    except KeyboardInterrupt:
+        assert after < 4
+    cluster.call = call
+    order = ["create_recurring_run", "disable_recurring_run", "enable_recurring_run", "delete_recurring_run"]
+    assert calls == order[:after]
+    done(cluster, asked)
+    assert status(cluster) == {"hourly": [("ENABLED", "0 30 * * * *")]}
+    assert set(done(cluster, asked).values()) == {"unchanged"}
+    assert max(count for line in server.changes() for count in line["enabled"].values()) == 1
+
+
+def test_what_is_not_ours_is_left_alone(cluster, tmp_path):
+    done(cluster, written(tmp_path, HOURLY))
+    (ours,) = cluster.recurring_runs()
+    cluster.client._recurring_run_api.recurring_run_service_create_recurring_run(
+        recurring_run={**ours.to_dict(), "description": "by hand", "mode": "ENABLE", "status": None}
+        | {"recurring_run_id": None, "created_at": None}
+    )
+    assert done(cluster, written(tmp_path)) == {"hourly": "delete"}
+    assert [one.description for one in cluster.recurring_runs()] == ["by hand"]
+
+
+def test_a_paused_schedule_is_enabled_by_the_next_apply(cluster, tmp_path):
+    asked = written(tmp_path, HOURLY)
+    done(cluster, asked)
+    assert pause(cluster, "hourly") == 1
+    assert status(cluster)["hourly"][0][0] == "DISABLED"
+    assert done(cluster, asked) == {"hourly": "enable"}
+    assert status(cluster)["hourly"][0][0] == "ENABLED"
+    with pytest.raises(UserError, match="nightly"):
+        pause(cluster, "nightly")
+
+
+def test_run_now_starts_no_run_beside_another(cluster, tmp_path):
+    schedule = written(tmp_path, HOURLY).named("hourly")
+    run_id = run_now(cluster, schedule)
+    with pytest.raises(UserError, match=run_id):
+        run_now(cluster, schedule)
+    lines = []
+    assert cluster.follow(run_id, 0.01, lines.append).state == "SUCCEEDED"
+    assert lines == ["validate: running", "validate: succeeded", "retrieve: running", "retrieve: succeeded"]
+    assert run_now(cluster, schedule) != run_id
+
+
+def test_a_run_that_fails_names_its_step(cluster):
+    run_id = cluster.start("one", "training", parse_settings({"method": "collaborative", "seed": 13}, []))
+    run = cluster.follow(run_id, 0.01, lambda _: None)
+    assert (run.state, failing_step(run)) == ("FAILED", "retrieve: no such column")
+
+
+def test_the_server_refuses_what_the_api_does_not_know(cluster):
+    """The tests' own server is no yes-man."""
+    with pytest.raises(UserError, match=r"400.*no field colour"):
+        cluster.call(
+            cluster.client._run_api.run_service_create_run,
+            run={"display_name": "x", "colour": "red", "experiment_id": cluster.experiment_id},
+        )
+
+
+def test_nobody_there_is_said(tmp_path):
+    with pytest.raises(UserError, match="--host"):
+        Cluster("http://127.0.0.1:9", None, "tandem")
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({**DAILY, "name": "Daily"}, "name"),
+        ({**DAILY, "time_zone": "Mars/Olympus"}, "time_zone.*time zone"),
+        ({**DAILY, "colour": "red"}, "colour"),
+        ({**DAILY, "settings": {"aline": {}}}, "schedule 'daily'.*aline"),
+        ({**DAILY, "concurrency": 0}, "concurrency"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, item, said):
+    with pytest.raises(UserError, match=said):
+        written(tmp_path, item)
+
+
+def test_two_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match="daily"):
+        written(tmp_path, DAILY, DAILY)
+
+
+def test_the_projects_own_file_can_be_read():
+    assert {schedule.name for schedule in read_schedules(None).schedules} == {"nightly-training", "hourly-features"}
+    assert schedules.EMBEDDED.name == "schedules.yaml"
+
+
+def test_the_commands(server, tmp_path):
+    written(tmp_path, HOURLY)
+    file = ["--file", tmp_path / "schedules.yaml", "--host", server.host]
+    planned = tandem("schedule", "plan", *file)
+    assert planned.stdout.split() == ["create", "hourly:", "cron", "0", "15", "*", "*", "*", "*", "UTC"], planned.stderr
+    assert tandem("schedule", "apply", *file).returncode == 0
+    (line,) = tandem("schedule", "list", *file).stdout.splitlines()
+    assert json.loads(line)["status"] == "ENABLED"
+    submitted = ["submit", "--host", server.host, "--method", "collaborative", "--seconds", "0.05"]
+    good = tandem(*submitted)
+    assert good.returncode == 0, good.stderr
+    assert "retrieve: succeeded" in good.stderr
+    bad = tandem(*submitted, "--set", "seed=13")
+    assert bad.returncode == 1
+    assert "retrieve: no such column" in bad.stderr
+    assert tandem("schedule", "plan", "--file", "nowhere.yaml", "--host", server.host).returncode == 2
