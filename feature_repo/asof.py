@@ -102,11 +102,13 @@ def _effective(table: FeatureTable) -> str:
     begins = f"greatest({time}, {created})" if table.known_only else time
     keys = ", ".join(quoted(key) for key in table.keys)
     names = ", ".join(quoted(name) for name in table.features)
+    # Where one time decides, each later row is the answer from its time on.
+    late = f" AND (__time, __created) >= max((__time, __created)) OVER (PARTITION BY {keys} ORDER BY __from)"
     return (
         f"SELECT * FROM (SELECT {keys}, {names}, {time} AS __time, {created} AS __created, {begins} AS __from"
         f" FROM read_parquet({literal(table.path)})) QUALIFY"
         f" row_number() OVER (PARTITION BY {keys}, __from ORDER BY __time DESC, __created DESC) = 1"
-        f" AND (__time, __created) >= max((__time, __created)) OVER (PARTITION BY {keys} ORDER BY __from)"
+        f"{late if table.created and table.known_only else ''}"
     )
 
 
