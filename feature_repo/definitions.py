@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.types import Array, Float64, Int64, String
 
 from components.dataset.features import features_digest
@@ -26,6 +26,8 @@ from feature_repo.history import HISTORY_TABLE, history_columns, liked_column
 #: Key column and published table of each side that has a profile.
 SIDES = {"user": (USER_KEY, "users"), "item": (ITEM_KEY, "items")}
 HISTORY_VIEW = "user_history"
+#: Push source of live events.
+USER_EVENTS = "user_events"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _history(spec: DatasetSpec, entity: Any, offline: Path) -> Any:
     fields = [Field(name=column.name, dtype=Array(types.get(column.kind, String))) for column in columns]
     tags = {"length": str(spec.history.length), "events": spec.history.events}
     path = offline / f"{HISTORY_TABLE}.parquet"
-    return _view(HISTORY_VIEW, entity, fields, path, "", timedelta(0), tags)
+    return _view(HISTORY_VIEW, entity, fields, path, "", timedelta(0), tags, USER_EVENTS)
 
 
 def _activity(spec: DatasetSpec, side: str, entity: Any, offline: Path) -> Any:
@@ -132,12 +134,21 @@ def _activity(spec: DatasetSpec, side: str, entity: Any, offline: Path) -> Any:
 
 
 def _view(
-    name: str, entity: Any, fields: list[Any], path: Path, created: str, ttl: timedelta, tags: dict[str, str]
+    name: str,
+    entity: Any,
+    fields: list[Any],
+    path: Path,
+    created: str,
+    ttl: timedelta,
+    tags: dict[str, str],
+    pushed: str | None = None,
 ) -> Any:
     # A source keeps its name while its path changes with its content; else each run would leave one in the registry.
-    source = FileSource(
+    source: Any = FileSource(
         name=f"{name}_source", path=str(path), timestamp_field=EVENT_TIMESTAMP, created_timestamp_column=created
     )
+    if pushed is not None:
+        source = PushSource(name=pushed, batch_source=source)
     key = Field(name=entity.join_key, dtype=String)
     return FeatureView(name=name, entities=[entity], schema=[key, *fields], source=source, ttl=ttl, tags=tags)
 

@@ -281,6 +281,30 @@ def materialize(
 
 
 @app.command()
+def push(
+    events: Annotated[
+        Path, typer.Argument(metavar="EVENTS.jsonl", help="JSON lines, '-' for standard input.", allow_dash=True)
+    ],
+    dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    workdir: Workdir = None,
+) -> None:
+    """Put events that have just happened into the online histories of their users.
+
+    A line: {"user_id": "u1", "item_id": "i1", "label": 1, "event_timestamp": "2026-05-31T18:30:00Z", "context": {}}
+    """
+    _enter(workdir)
+    from components.dataset.catalog import load_spec
+    from feature_repo.live import push_events, read_events
+    from feature_repo.store import open_store
+
+    if str(events) != "-" and not events.is_file():
+        raise UserError(f"{events}: no such file")
+    spec = load_spec(dataset)
+    lines = sys.stdin if str(events) == "-" else events.read_text(encoding="utf-8").splitlines()
+    print(f"{push_events(open_store(spec), spec, read_events(lines))} users written")
+
+
+@app.command()
 def data(
     name: Annotated[str, typer.Argument(help="ml-1m, ml-100k or sample.")],
     archive: Annotated[Path | None, typer.Option("--from", help="ZIP at hand; downloaded where none is given.")] = None,
