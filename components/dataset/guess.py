@@ -15,6 +15,7 @@ from components.dataset.columns import FIRST_SECOND, ColumnError, moments, numbe
 from components.dataset.signs import useless
 from components.dataset.spec import Kind, Source
 from components.dataset.survey import Seen
+from components.dataset.values import EXACT_FLOAT
 
 USERS = (
     *("user", "customer", "visitor", "member", "reader", "viewer", "player", "client", "buyer", "subscriber", "person"),
@@ -329,8 +330,11 @@ def _number(seen: Seen, source: Source, many: str) -> Guess | None:
     found = _as_numbers(seen, source.decimal)
     if found is None:
         return None
+    found = found.drop_null()
+    if len(found) == 0:
+        return Guess(None, "holds only words for 'no value'")
     words = set(tokens(seen.name))
-    whole = pc.all(pc.equal(found, pc.floor(found))).as_py()
+    whole = pc.all(pc.and_(pc.equal(found, pc.floor(found)), pc.less(pc.abs(found), float(EXACT_FLOAT)))).as_py()
     if whole and words & KEY_WORDS and not words & {"number", "no", "nr", "index"}:
         return _category(seen, f"whole numbers that name something, by the column's name: {many} different")
     if whole and (words & CODED or (seen.different is not None and seen.different <= 12)):

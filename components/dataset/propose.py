@@ -45,6 +45,8 @@ from components.dataset.survey import Seen, Survey, survey
 SUSPECT = 0.65
 #: Shares of the values of one column that another must know to be its key.
 FITTING = 0.3
+#: Fewer different moments are no course of time.
+MOMENTS = 10
 HISTORY = 20
 TAKEN = "taken as known only after the impression"
 #: Columns of a comment.
@@ -210,11 +212,16 @@ def _label(log: Survey, named: str | None, taken: set[str]) -> Label:
 def _moment(log: Survey, named: str | None, taken: set[str]) -> tuple[str, Moment] | None:
     names = [named] if named else [name for name in log.columns if name not in taken and time_score(name) > 0]
     found = [(name, moment_of(log.columns[name])) for name in names]
-    fitting = [(name, moment) for name, moment in found if moment is not None and not log.columns[name].empty]
+    fitting = [(name, moment) for name, moment in found if moment is not None and _divides(log.columns[name])]
     if named is not None and not fitting:
-        raise UserError(f"--timestamp {named}: its values are no moments, or some are missing")
+        raise UserError(f"--timestamp {named}: its values are no moments, some are missing, or they hardly differ")
     # Of several, the one that tells the rows apart best: days are coarser than seconds.
     return max(fitting, key=lambda one: (_fineness(log.columns[one[0]]), time_score(one[0])), default=None)
+
+
+def _divides(seen: Seen) -> bool:
+    """Whether a split by time finds something to cut between."""
+    return not seen.empty and (seen.different is None or seen.different >= MOMENTS)
 
 
 def _fineness(seen: Seen) -> int:

@@ -15,12 +15,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from components.dataset.errors import UserError
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+#: Text in which a blank or a tab counts.
+Verbatim = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1)]
 
 #: Columns of the validated tables that are not fields.
 USER_KEY = "user_id"
@@ -83,7 +94,9 @@ class Source(_Model):
     format: Literal["parquet", "csv", "jsonl"] | None = Field(
         default=None, description="Taken from the file's ending where it is not given."
     )
-    delimiter: str = Field(default=",", min_length=1, max_length=1, description="Column separator of a CSV file.")
+    delimiter: Annotated[Verbatim, Field(max_length=1)] = Field(
+        default=",", description="Column separator of a CSV file."
+    )
     decimal: Literal[".", ","] = Field(default=".", description="Decimal mark of numbers that are written as text.")
     key: str | None = Field(
         default=None, description="Column with the key of a user or item table, if not named as in the impressions."
@@ -121,7 +134,7 @@ class FieldSpec(_Model):
     column: str | None = Field(default=None, description="Column in the source; the field's name if not given.")
     words: str | None = Field(default=None, description="The field's name in a prompt.")
     codes: dict[str, str] = Field(default_factory=dict, description="Words for the values that are codes.")
-    separator: str = Field(default="|", min_length=1, description="Between the values of a multi field.")
+    separator: Verbatim = Field(default="|", description="Between the values of a multi field.")
     max_values: int = Field(default=8, ge=1, le=256, description="Values kept of a multi field.")
     buckets: int = Field(default=16, ge=2, le=1024, description="Bins of a number or date, at most.")
     scale: Literal["quantile", "linear", "log"] = Field(

@@ -1,13 +1,15 @@
 """What `tandem init` proposes: the files of strangers are understood, and what cannot be told is asked for."""
 
+import csv
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.dataset import survey as surveys
@@ -105,6 +107,13 @@ def test_no_tables_and_no_time_stamps(tmp_path):
     assert check(str(tmp_path / "spec.yaml")).errors == 0
 
 
+def test_a_column_of_hardly_any_moments_is_no_course_of_time(tmp_path):
+    rows = [(f"u{n % 5}", n % 7, f"2024-05-{1 + n % 3:02d}", n % 2) for n in range(60)]
+    (tmp_path / "log.csv").write_text(lines("user,item,date,click", rows))
+    _, _, spec = proposed(tmp_path, {"impressions": tmp_path / "log.csv"})
+    assert (spec.keys.timestamp, spec.split.by, kinds(spec)) == (None, "random", {"date": "date"})
+
+
 def test_keys_that_come_back_are_dated(tmp_path):
     log = [(f"u{n % 5}", n % 7, 1_700_000_000 + n, n % 2) for n in range(300)]
     (tmp_path / "log.csv").write_text(lines("user,item,ts,click", log))
@@ -144,6 +153,55 @@ def test_a_file_without_names_of_columns_is_refused(tmp_path):
     (tmp_path / "u.csv").write_text("196\t242\t3\n186\t302\t3\n")
     with pytest.raises(UserError, match=r"its first line holds values \(196, 242, 3\), not names"):
         survey(str(tmp_path / "u.csv"))
+
+
+VALUES = {
+    "words": st.sampled_from(["a", "b", "", "größe", "N/A"]),
+    "several": st.sampled_from(["a|b", "b", "c|a|b", "", "|"]),
+    "text": st.text("ab ,;|'\"\n東🎉", max_size=12),
+    "whole": st.integers(-5, 10**6).map(str),
+    "float": st.floats(allow_nan=False).map(str),
+    "comma": st.floats(-1e6, 1e6).map(lambda number: f"{number:.2f}".replace(".", ",")),
+    "moment": st.datetimes().map(str),
+    "day": st.dates().map(lambda day: f"{day.day:02d}.{day.month:02d}.{day.year:04d}"),
+    "epoch": st.integers(1_600_000_000, 1_700_000_000).map(str),
+    "nothing": st.sampled_from(["", "NA", "nan"]),
+    "same": st.just("x"),
+}
+NAMES = (
+    "price",
+    "tags",
+    "Größe",
+    "x.y",
+    "created at",
+    "type",
+    "1st",
+    "date",
+    "title",
+    "Title",
+    "名前",
+    "user_name",
+    "score",
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kinds=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(sorted(VALUES)), max_size=6),
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    data=st.data(),
+)
+def test_whatever_the_columns_hold_the_proposal_can_be_run(tmp_path, kinds, delimiter, data):
+    rows = []
+    for number in range(40):
+        row = [data.draw(VALUES[kind]) for kind in kinds.values()]
+        rows.append([f"u{number % 7}", str(number % 5), str(number * 7 % 3 // 2), *row])
+    with (tmp_path / "log.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([["user", "item", "clicked", *kinds], *rows])
+    proposed(tmp_path, {"impressions": tmp_path / "log.csv"})
+    checked = check(str(tmp_path / "spec.yaml"))
+    assert checked.errors == 0, [str(finding) for finding in checked.findings]
 
 
 # --- guesses -----------------------------------------------------------------------------------------------------
@@ -234,8 +292,6 @@ def test_kinds(values, name, kind, more):
 
 @given(st.text(max_size=20), st.integers(0, 99))
 def test_every_column_has_a_name_for_its_field(name, number):
-    import re
-
     assert re.match(NAME_PATTERN, identifier(name, number))
     assert spoken(name) == spoken(name).strip()
 

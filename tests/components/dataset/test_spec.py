@@ -119,3 +119,13 @@ def test_files_that_are_no_spec(tmp_path):
         path.write_bytes(data)
         with pytest.raises(UserError, match=message):
             read_spec(path)
+
+
+def test_tabs_and_blanks_count_where_they_separate(tmp_path):
+    sources = {**content()["sources"], "users": {"path": "users.csv", "delimiter": "\t"}}
+    spec = spec_of(sources=sources, fields=with_field(kind="multi", separator=" "))
+    assert spec.sources.users.delimiter == "\t"
+    assert spec.field("extra").separator == " "
+    fails(
+        "delimiter: String should have at most 1 character", sources={"impressions": {"path": "a", "delimiter": "::"}}
+    )
