@@ -16,11 +16,11 @@ from sklearn.metrics import roc_auc_score
 from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
 from pipelines.arms import Arm, pick_arms, read_arms
-from pipelines.compare import carry_out
+from pipelines.compare import Request, carry_out, compare
 from pipelines.findings import over_seeds, spread
-from pipelines.settings import RunSettings
+from pipelines.settings import RunSettings, assigned
 from pipelines.trials import Store, Task, plan_trial
-from tests.pipelines.shop import QUICKLY, tandem, write_shop
+from tests.pipelines.shop import QUICK, QUICKLY, tandem, write_shop
 
 ARMS = """
 short:
@@ -34,21 +34,37 @@ mapped:
 """
 
 
-def compared(folder: Path, *arguments: str, arms: str = "short,collaborative") -> tuple[dict, list[str]]:
-    """The JSON of a comparison, and the lines about what was trained for it."""
+def by_command(folder: Path, *arguments: str) -> tuple[dict, list[str]]:
+    """The JSON that the command prints, and the lines about what was trained for it."""
     (folder / "arms.yaml").write_text(ARMS)
-    common = ["--dataset", folder / "shop.yaml", "--arms", arms, "--arms-file", folder / "arms.yaml"]
+    common = ["--dataset", folder / "shop.yaml", "--arms", "short,collaborative", "--arms-file", folder / "arms.yaml"]
     done = tandem("compare", *common, "--jobs", "1", "--json", *QUICKLY, *arguments, home=folder / "home")
     assert done.returncode == 0, done.stderr
     made = [line for line in done.stderr.splitlines() if line.startswith("[")]
     return json.loads(done.stdout.splitlines()[-1]), made
 
 
+def compared(folder: Path, *more: str, arms: tuple[str, ...] = ("short", "collaborative"), **changes: object):
+    """The same without a process of its own."""
+    request = Request(
+        dataset=str(folder / "shop.yaml"),
+        arms=tuple(pick_arms(arms, folder / "arms.yaml")),
+        backbones=("autoint",),
+        common=assigned({}, [*QUICK, *more]),
+        jobs=1,
+        **{"seeds": (1,), **changes},
+    )
+    made: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_HOME", str(folder / "home"))
+        return compare(request, made.append).to_json(), made
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     write_shop(folder)
-    found, made = compared(folder, "--seeds", "2")
+    found, made = by_command(folder, "--seeds", "2")
     return folder, found, made
 
 
@@ -101,7 +117,7 @@ def test_it_goes_on_where_it_was_stopped(shop):
     for file in lost.iterdir():
         file.unlink()
     lost.rmdir()
-    resumed, made = compared(folder, "--seeds", "2")
+    resumed, made = compared(folder, seeds=(1, 2))
     assert [line.split(": ")[0] for line in made] == [f"[1/1] train autoint, {again['arm']}, seed {again['seed']}"]
     assert {path: (path / "model.safetensors").stat().st_mtime_ns for path in kept} == before
     assert {name: arm["auc"] for name, arm in resumed["arms"].items()} == {
@@ -113,7 +129,7 @@ def test_searching_on_the_valid_part_leaves_the_test_part_alone(shop):
     folder, _, _ = shop
     trained = folder / "home" / "comparisons" / "trained"
     there = set(trained.iterdir())
-    found, _ = compared(folder, "--seeds", "1", "--part", "valid", "--set", "model.dropout=0.3")
+    found, _ = compared(folder, "model.dropout=0.3", part="valid")
     new = set(trained.iterdir()) - there
     assert {file.name for path in new for file in path.glob("scores_*")} == {"scores_valid.parquet"}
     arm = found["arms"]["short"]
@@ -124,7 +140,7 @@ def test_searching_on_the_valid_part_leaves_the_test_part_alone(shop):
 
 def test_items_can_be_held_out_of_training(shop):
     folder, _, _ = shop
-    found, _ = compared(folder, "--seeds", "1", "--hold-out-items", "0.3", arms="collaborative,mapped")
+    found, _ = compared(folder, arms=("collaborative", "mapped"), hold_out_items=0.3)
     assert 0.1 < found["slice_rows"]["new_items"] / found["rows"] < 0.6
     assert found["arms"]["mapped"]["lift"]["new_items"]["by_seed"]["1"]["auc_difference"] is not None
     assert "30% of the items held out" in Path(found["paths"]["table"]).read_text()
