@@ -113,6 +113,7 @@ def _arm(measured: Measured, trials: Sequence[Trial], base: Sequence[Floats] | N
         "valid_auc": spread(seeds, [curve["history"][curve["best_epoch"] - 1]["valid_auc"] for curve in curves]),
         "epochs": dict(zip(map(str, seeds), (curve["best_epoch"] for curve in curves), strict=True)),
         "seconds": spread(seeds, [trial.seconds() for trial in trials]),
+        "encoding_seconds": trials[0].encoding_seconds(),
         "settings": trials[0].settings.model_dump(
             mode="json", by_alias=True, include={"method", "model", "prompt", "encode", "align", "pretrain", "finetune"}
         ),
@@ -202,7 +203,8 @@ def table(findings: Content) -> str:
 
 
 def _overall_table(arms: Content) -> list[str]:
-    heads = ["arm", "AUC", "log loss", "GAUC", "RelaImpr", "lift (AUC)", "p", "lift (log loss)", "p", "epochs", "s"]
+    heads = ["arm", "AUC", "log loss", "GAUC", "RelaImpr", "lift (AUC)", "p", "lift (log loss)", "p"]
+    heads += ["epochs", "training s", "encoding s"]
     lines = []
     for name, arm in arms.items():
         lift = arm.get("lift", {}).get("overall")
@@ -216,6 +218,7 @@ def _overall_table(arms: Content) -> list[str]:
                 *(word for mean, test in zip(means, tests, strict=True) for word in (_signed(mean), _p(test))),
                 ", ".join(str(epoch) for epoch in arm["epochs"].values()),
                 f"{arm['seconds']['mean']:.0f}",
+                "" if arm["encoding_seconds"] is None else f"{arm['encoding_seconds']:.0f}",
             ]
         )
     return _markdown(heads, lines)

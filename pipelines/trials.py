@@ -82,6 +82,13 @@ class Trial:
         folders = [self.trained, *([self.aligned] if self.aligned else [])]
         return sum(float(line["seconds"]) for path in folders for line in read_json(path / "curve.json")["history"])
 
+    def encoding_seconds(self) -> float | None:
+        """Seconds that encoding the arm's texts takes, from the cache or not; None where it reads none."""
+        if self.embeddings is None:
+            return None
+        cache = read_json(self.embeddings / "meta.json")["cache"]
+        return float(cache["seconds"] + cache["seconds_saved"])
+
 
 @dataclass(frozen=True)
 class Task:

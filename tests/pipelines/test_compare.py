@@ -101,6 +101,7 @@ def test_lift_is_paired_and_selection_reads_no_test_row(shop):
         assert lift["by_seed"][seed]["delong"]["low"] < difference < lift["by_seed"][seed]["delong"]["high"]
     assert (arm["epochs"], arm["settings"]["finetune"]["epochs"]) == ({"1": 1, "2": 1}, 1)
     assert base["settings"]["finetune"]["epochs"] == 4
+    assert arm["encoding_seconds"] > 0 and base["encoding_seconds"] is None
     markdown = Path(found["paths"]["table"]).read_text()
     assert f"{arm['auc']['mean']:.4f} ± {arm['auc']['sd']:.4f}" in markdown
     assert Path(found["paths"]["plot"]).read_text().startswith("<svg")
