@@ -71,19 +71,32 @@ class InputLayout:
         return type(self)(self.fields)
 
     def of(self, sides: Collection[str]) -> Self:
-        """The fields of some sides alone, columns and ids numbered anew; without the history."""
+        """The fields and histories of some sides alone, columns and ids numbered anew.
+
+        A history shares the ids of its field where that is among them, else it has ids of its own behind the fields'.
+        """
         fields, start, offset = [], 0, PADDING + 1
+        offsets: dict[int, int] = {}
         for slots in self.fields:
             if slots.side in sides:
+                offsets[slots.offset] = offset
                 fields.append(replace(slots, start=start, offset=offset))
                 start, offset = start + slots.width, offset + slots.size
-        return type(self)(tuple(fields))
+        history = []
+        for slots in self.history:
+            if slots.side in sides:
+                if slots.offset not in offsets:
+                    offsets[slots.offset] = offset
+                    offset += slots.size
+                history.append(replace(slots, start=start, offset=offsets[slots.offset]))
+                start += slots.width
+        return type(self)(tuple(fields), tuple(history))
 
     def ids_of(self, sides: Collection[str], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Ids [n, width] as the columns and ids of `of(sides)`."""
         part = self.of(sides)
         found = np.zeros((len(ids), part.width), dtype=np.int64)
-        for slots in part.fields:
+        for slots in (*part.fields, *part.history):
             whole = self.field(slots.name)
             mine = ids[:, whole.start : whole.stop]
             found[:, slots.start : slots.stop] = np.where(mine == PADDING, PADDING, mine - whole.offset + slots.offset)

@@ -26,6 +26,9 @@ FORMAT = 2
 #: Kinds whose values are put in bins.
 BINNED = frozenset({Kind.NUMBER, Kind.DATE})
 
+#: A history is the user's, whatever its events are about.
+HISTORY_SIDE = "user"
+
 Codes = npt.NDArray[np.int64]
 
 
@@ -128,7 +131,7 @@ class Vocabulary:
     """All inputs of the collaborative model: its fields and, where there is a history, the attributes of its events.
 
     `history` names each attribute with its length: a field of the model, whose codes it shares; one of `behaviour`,
-    a context field that only events have; or one of DERIVED.
+    a field that only events have; or one of DERIVED.
     """
 
     fields: tuple[FieldVocabulary, ...]
@@ -161,24 +164,30 @@ class Vocabulary:
             slots[field.name] = FieldSlots(field.name, field.side, str(field.kind), *place)
             start, offset = start + field.max_values, offset + field.size
         ranges = {name: (one.kind, one.offset, one.size) for name, one in slots.items()}
-        for name, size in self._own_ranges():
-            ranges[name] = (str(Kind.CATEGORY), offset, size)
-            offset += size
+        for name, of_kind, own in self._own_ranges():
+            ranges[name] = (str(of_kind), offset, own)
+            offset += own
         history = []
         for name, length in self.history:
             kind, first, size = ranges[name]
-            history.append(FieldSlots(HISTORY_PREFIX + name, "user", kind, start, length, first, size))
+            history.append(FieldSlots(HISTORY_PREFIX + name, HISTORY_SIDE, kind, start, length, first, size))
             start += length
         return InputLayout(tuple(slots.values()), tuple(history))
 
-    def _own_ranges(self) -> Iterator[tuple[str, int]]:
-        """The attributes of events that are no fields of the model, each with its number of codes."""
-        yield from ((field.name, field.size) for field in self.behaviour)
-        yield from ((name, FIRST_VALUE + DERIVED[name]) for name, _ in self.history if name in DERIVED)
+    def _own_ranges(self) -> Iterator[tuple[str, Kind, int]]:
+        """The attributes of events that are no fields of the model, each with its kind and number of codes."""
+        yield from ((field.name, field.kind, field.size) for field in self.behaviour)
+        derived = (name for name, _ in self.history if name in DERIVED)
+        yield from ((name, Kind.CATEGORY, FIRST_VALUE + DERIVED[name]) for name in derived)
 
     def of(self, sides: Collection[str]) -> Self:
-        """The vocabulary of the fields of some sides alone, whose layout is `layout.of(sides)`."""
-        return type(self)(tuple(field for field in self.fields if field.side in sides))
+        """The vocabulary of the fields and histories of some sides alone, whose layout is `layout.of(sides)`."""
+        fields = tuple(field for field in self.fields if field.side in sides)
+        if HISTORY_SIDE not in sides:
+            return type(self)(fields)
+        there = {field.name for field in fields} | set(DERIVED)
+        own = tuple(self.field(name) for name, _ in self.history if name not in there)
+        return type(self)(fields, self.history, own)
 
     def field(self, name: str) -> FieldVocabulary:
         """The vocabulary of one field, of the model or of its events alone.

@@ -85,8 +85,7 @@ def export_folded(model: CollaborativeModel, items: Path, ranker: Path) -> bool:
     """
     _refuse_beyond_one_file(model)
     sides = {slots.side in CANDIDATE for slots in model.layout.fields}
-    # What was clicked before belongs to the request and is read by the item's rows: no backbone is cut there.
-    folding = without_batch_norm(model).fold() if len(sides) > 1 and not model.reads_history else None
+    folding = without_batch_norm(model).fold() if len(sides) > 1 else None
     if folding is None:
         return False
     folding.eval()

@@ -50,8 +50,8 @@ class Sides:
         return torch.cat(pieces, dim=1)
 
     def embedding(self, whole: FieldEmbedding, sides: frozenset[str]) -> FieldEmbedding:
-        """The rows of the fields of some sides, read by the ids of their own layout."""
-        layout = self.layout.of(sides)
+        """The rows of the fields of some sides, read by the ids of their own layout; none of a history's."""
+        layout = self.layout.of(sides).without_history()
         part = FieldEmbedding(layout, whole.dim)
         with torch.no_grad():
             part.table.weight[PADDING] = whole.table.weight[PADDING]

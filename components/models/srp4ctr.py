@@ -6,12 +6,15 @@ querying layer, an MLP over [fields, item stream, queries] as the head.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from components.dataset.layout import InputLayout
+from components.dataset.layout import CANDIDATE, REQUEST, InputLayout
 from components.models.base import BackboneConfig, CollaborativeModel, mlp
 from components.models.embedding import INITIAL_STD
+from components.models.folding import Folding, SplitLinear
 from components.models.sequence import Attention, FeedForward, SequenceEncoder, SequenceLayer
 
 
@@ -84,6 +87,10 @@ class SRP4CTR(CollaborativeModel):
         found: Tensor = self.deep(torch.cat(pieces, dim=1))
         return found
 
+    def fold(self) -> Folding:
+        """Everything of the sequence is the request's; each item asks it."""
+        return FoldedSRP4CTR(self)
+
     def interact(self, embedded: Tensor, x: Tensor) -> Tensor:
         """The MLP over [fields, item stream, queries], of shape [batch, hidden[-1]]."""
         return self.score(embedded, x, self.encode(x))
@@ -91,3 +98,63 @@ class SRP4CTR(CollaborativeModel):
 
 #: Keys and values of each layer, the queries [batch, K, width], and which tokens are there [batch, 1 + L].
 Encoded = tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]
+
+
+class FoldedSRP4CTR(Folding):
+    """The sequence once per request; parts of an item: its share of the MLP's first layer [n, hidden[0]], its token.
+
+    The encoder reads the ids of the request's layout, the item's token those of the items': each has the rows of
+    the encoder's table that it needs.
+    """
+
+    def __init__(self, model: SRP4CTR) -> None:
+        super().__init__(model)
+        encoder, width = model.encoder, model.config.embedding_dim
+        request, candidate = model.layout.of(REQUEST), model.layout.of(CANDIDATE)
+        self.encoder, self.item_layers, self.querying = copy.deepcopy((encoder, model.item_layers, model.querying))
+        self.encoder.table = _rows_of(encoder.table, model.layout, request)
+        self.tokens = _rows_of(encoder.table, model.layout, candidate)
+        seen = [request.field(slots.name) for slots in encoder.events.slots]
+        places = [slots.start + event for event in range(encoder.events.length) for slots in seen]
+        self.encoder.events.columns = torch.tensor(places)
+        shown = [model.layout.fields[place] for place in encoder.events.fields.tolist()]
+        self.shown = [candidate.field(slots.name).start for slots in shown]
+        first = model.deep[0]
+        assert isinstance(first, nn.Linear)  # noqa: S101  (so `mlp` begins)
+        of_fields = model.fields * width
+        self.fields = SplitLinear(first.weight[:, :of_fields], first.bias, self.sides)
+        self.streams = nn.Parameter(first.weight[:, of_fields:].detach().T.contiguous())
+        self.rest = model.deep[1:]
+        self.output = nn.Parameter(model.head.weight.detach().T.contiguous())
+
+    def item(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """As the class says; without cross-attention there is no token."""
+        hidden = self.fields.item(self.item_rows(ids))
+        if not self.item_layers:
+            return (hidden,)
+        token: Tensor = self.encoder.norm(self.tokens(ids[:, self.shown]).sum(1))
+        return hidden, token
+
+    def meet(self, ids: Tensor, *parts: Tensor) -> Tensor:
+        """Logits [n, 1] less the bias."""
+        hidden, *token = parts
+        projected, tokens, there = self.encoder(self.encoder.events.ids(ids))
+        queries = tokens[:, :0] if self.querying is None else self.querying(tokens, there)
+        of_queries = queries.flatten(1) @ self.streams[self.streams.shape[0] - queries.shape[1] * queries.shape[2] :]
+        hidden = hidden + (self.fields.request(self.request_rows(ids)) + of_queries)
+        if token:
+            stream = token[0].unsqueeze(1)
+            for layer, (keys, values) in zip(self.item_layers, projected, strict=True):
+                stream = layer(stream, keys, values, there)
+            hidden = hidden + stream.flatten(1) @ self.streams[: stream.shape[2]]
+        found: Tensor = self.rest(hidden) @ self.output
+        return found
+
+
+def _rows_of(table: nn.Embedding, whole: InputLayout, part: InputLayout) -> nn.Embedding:
+    """The rows of a table for the ids of a part of its layout."""
+    rows = torch.zeros(part.vocabulary_size, table.embedding_dim)
+    for slots in (*part.fields, *part.history):
+        old = whole.field(slots.name).offset
+        rows[slots.offset : slots.offset + slots.size] = table.weight.detach()[old : old + slots.size]
+    return nn.Embedding(rows.shape[0], rows.shape[1], padding_idx=0, _weight=rows)

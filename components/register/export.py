@@ -127,7 +127,7 @@ def check_folded(bundle: Path, model: CollaborativeModel, ids: Ids) -> None:
     for place in np.linspace(0, len(ids) - 1, REQUESTS).astype(int):
         asked = ids[place : place + 1]
         rows = ids.copy()
-        for slots in model.layout.fields:
+        for slots in (*model.layout.fields, *model.layout.history):
             if slots.side in REQUEST:
                 rows[:, slots.start : slots.stop] = asked[:, slots.start : slots.stop]
         found = folded.probabilities(model.layout.ids_of(REQUEST, asked), parts)

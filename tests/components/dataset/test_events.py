@@ -124,6 +124,18 @@ def test_a_model_without_history_reads_the_same_fields_and_no_more_columns(tmp_p
     assert short.tolist() == whole[:, : alone.layout.width].tolist()
 
 
+def test_the_requests_part_holds_the_history_with_ids_of_its_own():
+    vocabulary, table = Vocabulary.fit(spec_with_history(), table_of()), table_of()
+    part = vocabulary.of({"user", "context"})
+    assert part.layout == vocabulary.layout.of({"user", "context"})
+    assert vocabulary.of({"item"}).layout == vocabulary.layout.of({"item"})
+    whole = vocabulary.encode({name: table[name] for name in vocabulary.columns})
+    alone = part.encode({name: table[name] for name in part.columns})
+    assert alone.tolist() == vocabulary.layout.ids_of({"user", "context"}, whole).tolist()
+    assert "movie" not in [slots.name for slots in part.layout.fields]
+    assert part.layout.field("history_movie").size == vocabulary.layout.field("movie").size
+
+
 def test_events_of_lists():
     events = Events.of(pa.array([["a"], None, [], ["b", "c"]]), "tags")
     assert (events.count, events.rows.tolist(), events.place.tolist()) == (4, [0, 3, 3], [0, 0, 1])

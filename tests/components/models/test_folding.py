@@ -10,7 +10,7 @@ from components.models.autoint import InteractingLayer, MergedLayer
 from components.models.config import BackboneConfig
 from components.models.export import export_folded, without_batch_norm
 from components.models.registry import BACKBONES, reads_history
-from tests.components.models.making import MIXED, SIDED, SMALL, ids_of, model_of, sided
+from tests.components.models.making import MIXED, SIDED, SMALL, ids_of, layout_of, model_of, sided
 
 FOLDED = sorted({name for name in BACKBONES if not reads_history(name)} - {"fibinet", "xdeepfm"})
 PLAIN = sided(("user", 1), ("context", 1), ("item", 1), ("item", 1))
@@ -31,7 +31,7 @@ VARIANTS = [(name, {}) for name in FOLDED] + [
 def one_request(layout, rows, seed=3):
     """Rows whose user and context are those of the first one."""
     ids = ids_of(layout, rows, seed)
-    for slots in layout.fields:
+    for slots in (*layout.fields, *layout.history):
         if slots.side in REQUEST:
             ids[:, slots.start : slots.stop] = ids[:1, slots.start : slots.stop]
     return ids
@@ -118,3 +118,37 @@ def test_large_scores_do_not_overflow():
         parts = folding.item(side_ids(SIDED, ids, CANDIDATE))
         found = torch.sigmoid(folding(side_ids(SIDED, ids[:1], REQUEST), *parts))
         torch.testing.assert_close(found, torch.sigmoid(model(ids)), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"queries": 0}, {"cross_attention": False}, {"encoder_layers": 3}])
+def test_a_sequence_is_encoded_once_for_all_candidates(changes, tmp_path):
+    """Folded logits equal unfolded ones within 1e-6, with as many events as fit, some, and none."""
+    layout = layout_of(1, 3, 1, 1, 2, history=4)
+    # In double precision, so that what differs is the computation and not its rounding.
+    model = without_batch_norm(model_of("srp4ctr", layout, SMALL.model_copy(update=changes)))
+    folding, model = model.fold().eval().double(), model.double()
+    for rows, seed in ((1, 1), (2, 2), (23, 3)):
+        for empty in (0, 2, 4):
+            ids = one_request(layout, rows, seed)
+            for slots in layout.history:
+                ids[:, slots.start : slots.stop] = slots.offset + 3
+                ids[:, slots.start : slots.start + empty] = 0
+            with torch.no_grad():
+                parts = folding.item(side_ids(layout, ids, CANDIDATE))
+                found = folding(side_ids(layout, ids[:1], REQUEST), *parts)
+                torch.testing.assert_close(found, model(ids), rtol=1e-6, atol=1e-6)
+
+
+def test_the_files_of_a_sequence_model_equal_it(tmp_path):
+    layout = layout_of(1, 3, 1, 1, 2, history=4)
+    model = model_of("srp4ctr", layout)
+    assert export_folded(model, tmp_path / "items.onnx", tmp_path / "ranker.onnx")
+    first, second = (onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")) for name in ("items", "ranker"))
+    names = [output.name for output in first.get_outputs()]
+    for rows in (1, 2, 37):
+        ids = one_request(layout, rows, seed=rows)
+        parts = first.run(names, {"ids": layout.ids_of(CANDIDATE, ids.numpy())})
+        request = layout.ids_of(REQUEST, ids[:1].numpy())
+        (found,) = second.run(["probability"], {"ids": request, **dict(zip(names, parts, strict=True))})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, torch.sigmoid(model(ids)).numpy(), atol=1e-6)
