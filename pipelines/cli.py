@@ -337,7 +337,8 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
 ) -> None:
     """Look at your files and propose a DatasetSpec, each guess explained; warn of leaking and useless columns."""
-    from components.dataset.propose import Chosen, propose, written
+    from components.dataset.draft import written
+    from components.dataset.propose import Chosen, propose
     from components.run import aside
 
     path = output or Path(f"{name}.yaml")

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from components.dataset import survey as surveys
 from components.dataset.check import check
+from components.dataset.draft import written
 from components.dataset.errors import UserError
 from components.dataset.guess import identifier, kind_of, label_of, moment_of, spoken
-from components.dataset.propose import Chosen, propose, written
+from components.dataset.propose import Chosen, propose
 from components.dataset.spec import NAME_PATTERN, Kind, Source, parse_spec
 from components.dataset.survey import Seen, survey
 from tests.components.dataset import strangers
