@@ -441,6 +441,46 @@ def follow(
 
 app.add_typer(schedule_app, name="schedule")
 
+Served = Annotated[
+    Path | None, typer.Option("--log", help="The service's log folder. [default: served/<data set> of the workdir]")
+]
+
+
+@app.command()
+def monitor(
+    dataset: Annotated[str, typer.Option(help="Data set whose service is meant.")] = "sample",
+    log: Served = None,
+    delay: Annotated[float, typer.Option(help="Hours after which an item without a click counts as one.")] = 1.0,
+    recent: Annotated[float, typer.Option(help="Hours whose features are held against all earlier ones.")] = 24.0,
+    replay: Annotated[int, typer.Option(help="Served rows that are replayed through the offline join.", min=0)] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    workdir: Workdir = None,
+) -> None:
+    """Judge what was served: AUC and calibration by hour, drift by feature, degraded answers, and skew."""
+    _enter(workdir)
+    from pipelines.monitoring import judge, show
+
+    found = judge(dataset, log, delay, recent, replay)
+    print(json.dumps(found)) if as_json else show(found)
+
+
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The request_id of a response.")],
+    dataset: Annotated[str, typer.Option(help="Data set whose service is meant.")] = "sample",
+    item: Annotated[str | None, typer.Option(help="One item of the request. [default: all]")] = None,
+    log: Served = None,
+    workdir: Workdir = None,
+) -> None:
+    """Rebuild a served score offline, as JSON: from the logged features and from the offline store, and feature by
+    feature how far it falls without.
+    """
+    _enter(workdir)
+    from pipelines.monitoring import rebuild
+
+    print(json.dumps(rebuild(dataset, log, request_id, item), ensure_ascii=False, indent=2))
+
+
 registry = typer.Typer(help="Look at and move the registered models.", no_args_is_help=True)
 app.add_typer(registry, name="registry")
 

@@ -22,6 +22,7 @@ ALLOWED = {
     "components.image": set(),
     "feature_repo": BASE,
     "serving": BASE,
+    "components.monitor": LIBRARY | {"components.registry", "feature_repo", "serving"},
     "pipelines": {"components", "feature_repo", "pipelines", "serving"},
 } | {f"components.{step}": LIBRARY | {"components.registry", "components.image", "feature_repo"} for step in STEPS}
 

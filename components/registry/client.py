@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from components.dataset.catalog import load_spec
+from components.dataset.errors import UserError
 from components.registry import aliases
 from components.registry.connection import connect, tracking_uri
 from components.run import aside, write_json
@@ -120,6 +121,21 @@ def rollback(dataset: str) -> dict[str, Any]:
     move = aliases.roll_back(client, name, os.environ.get("USER", ""))
     log.info("%s: champion is version %s again", name, move.version)
     return move.to_json()
+
+
+def version_of(dataset: str, version: str) -> Registered:
+    """A version by its number.
+
+    Raises:
+        UserError: the registry has none of that number.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, name = connect(), model_name(dataset)
+    try:
+        return registered(client.get_model_version(name, version))
+    except MlflowException as error:
+        raise UserError(f"{name} has no version {version}: {error}") from None
 
 
 def find_version(client: MlflowClient, name: str, run_id: str) -> Registered | None:

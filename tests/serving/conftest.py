@@ -43,7 +43,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def service(shop, tmp_path_factory) -> Iterator[Service]:
     """`tandem serve` in a process of its own."""
-    with started(shop, tmp_path_factory.mktemp("service") / "log") as running:
+    with started(shop, tmp_path_factory.mktemp("service") / "log", log_share=1, log_seconds=0.5) as running:
         yield running
 
 

@@ -1,0 +1,143 @@
+"""The service on a real Redis that hangs, dies and comes back under load: no 5xx, and no restart."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipelines.shop import ROOT
+from tests.services.servers import free_port, needed
+from tests.serving.conftest import started
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+DEADLINE = 0.25
+RANK = {"user_id": "c1", "item_ids": ["s1", "s2", "s3"]}
+FILL = """
+import sys
+from pathlib import Path
+from components.dataset.catalog import load_spec
+from feature_repo.materialise import materialise
+from feature_repo.store import apply, open_store
+spec = load_spec(sys.argv[1])
+store = open_store(spec)
+apply(store, spec, Path(sys.argv[2]))
+materialise(store, spec)
+"""
+
+
+class Redis:
+    """A Redis that keeps what it was told on disk, so that it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self.program = folder, free_port(), needed("redis-server")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--appendonly", "yes", "--appendfsync", "always"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        ping = ["redis-cli", "-p", str(self.port), "ping"]
+        deadline = time.monotonic() + 60
+        while b"PONG" not in subprocess.run(ping, capture_output=True, check=False).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def send(self, sign: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(sign)
+        if sign == signal.SIGKILL:
+            self.process.wait(30)
+
+
+@pytest.fixture
+def redis(tmp_path) -> Iterator[Redis]:
+    made = Redis(tmp_path)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.send(signal.SIGKILL)
+
+
+@pytest.fixture
+def service(shop, redis, tmp_path):
+    """The service on features that were materialised into Redis."""
+    content = yaml.safe_load((ROOT / "feature_repo/environments/laptop.yaml").read_text())
+    content["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{redis.port}"}
+    environment = tmp_path / "redis.yaml"
+    environment.write_text(yaml.safe_dump(content))
+    home = tmp_path / "home"
+    shutil.copytree(shop / "home/serving", home / "serving")
+    (validated,) = shop.glob("home/runs/first/artifacts/*/validate/validated")
+    own = {"TANDEM_FEAST": str(environment), "TANDEM_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    program = ["python", "-c", FILL, str(shop / "shop.yaml"), str(validated)]
+    subprocess.run(program, env={**os.environ, **own}, check=True, cwd=ROOT)
+    settings = {"feature_deadline": DEADLINE, "item_age": 0.5, "breaker_pause": 0.5}
+    with started(tmp_path, tmp_path / "log", **settings) as running:
+        yield running
+
+
+@contextmanager
+def load(service, callers: int = 4) -> Iterator[tuple[Counter, list[float]]]:
+    """Requests without a pause; what came back by status and degraded views, and the seconds of each."""
+    seen: Counter = Counter()
+    seconds: list[float] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            answer = service.post("/rank", RANK)
+            seconds.append(time.monotonic() - began)
+            views = tuple(worse["view"] + ":" + worse["reason"] for worse in answer.json().get("degraded", ["refused"]))
+            seen[answer.status_code, views] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen, seconds
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def until(found, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+WHOLE, WITHOUT_USER = (200, ()), (200, ("user_profile:unreachable",))
+
+
+@pytest.mark.parametrize(("fall", "rise"), [(signal.SIGKILL, None), (signal.SIGSTOP, signal.SIGCONT)])
+def test_redis_falls_and_rises_under_load(service, redis, fall, rise):
+    with load(service) as (seen, seconds):
+        until(lambda: seen[WHOLE] > 20)
+        redis.send(fall)
+        until(lambda: seen[WITHOUT_USER] > 50)
+        assert service.client.get("/readyz").status_code == 200
+        if rise is None:
+            redis.start()
+        else:
+            redis.send(rise)
+        before = seen[WHOLE]
+        until(lambda: seen[WHOLE] > before + 50)
+    assert set(seen) == {WHOLE, WITHOUT_USER}, "no 5xx; items are served from the process's own table"
+    late = sorted(seconds)[int(0.99 * len(seconds))]
+    assert late < DEADLINE + 2, "a broken store is not waited for"

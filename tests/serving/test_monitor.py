@@ -1,0 +1,69 @@
+"""The service's own log, judged and rebuilt by the commands that operators have."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pyarrow.dataset as ds
+import pytest
+
+from tests.pipelines.shop import tandem
+
+
+@pytest.fixture(scope="module")
+def answers(service, shop):
+    """Answers that are in the log by now, the first of them with a click."""
+    found = [
+        service.post(
+            "/rank", {"user_id": f"c{n}", "item_ids": ["s1", "s2", "s3"], "context": {"device": "phone"}}
+        ).json()
+        for n in range(20)
+    ]
+    clicked = {"request_id": found[0]["request_id"], "item_id": found[0]["items"][0]["item_id"]}
+    assert service.post("/feedback", {"events": [clicked]}).status_code == 200
+    deadline = time.monotonic() + 60
+    while not {answer["request_id"] for answer in found} <= logged(shop):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return found
+
+
+def logged(shop):
+    folder = shop / "home/served/shop/predictions"
+    files = list(folder.glob("*.parquet"))
+    return set(ds.dataset(files).to_table(["request_id"])["request_id"].to_pylist()) if files else set()
+
+
+def test_a_score_is_rebuilt(answers, shop):
+    done = tandem("explain", answers[0]["request_id"], "--dataset", shop / "shop.yaml", home=shop / "home")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["model_version"] == "1"
+    assert told["furthest"] < 1e-6
+    assert told["skew"] == {}
+    for item, served in zip(told["items"], answers[0]["items"], strict=True):
+        assert item["item_id"] == served["item_id"]
+        assert item["served"] == pytest.approx(served["probability"], abs=1e-7)
+        assert item["offline"] == pytest.approx(item["served"], abs=1e-6)
+        assert set(item["without"]) == {"gender", "colours", "price", "device"}
+        assert any(item["without"].values())
+
+
+def test_a_request_that_was_not_logged_is_said_to_be_so(answers, shop):
+    done = tandem("explain", "f" * 32, "--dataset", shop / "shop.yaml", home=shop / "home")
+    assert done.returncode == 2
+    assert "is not in the log" in done.stderr
+
+
+def test_what_was_served_is_judged(answers, shop):
+    arguments = ["--dataset", shop / "shop.yaml", "--delay", "0", "--json"]
+    done = tandem("monitor", *arguments, home=shop / "home")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert sum(hour["clicks"] for hour in told["hours"]) >= 1
+    assert sum(hour["judged"] for hour in told["hours"]) >= 60
+    for name in ("gender", "colours", "price"):
+        line = told["skew"]["features"][name]
+        assert line["mismatches"] == 0, line
+        assert line["compared"] >= 60
