@@ -69,3 +69,11 @@ def test_the_settings_that_readme_shows_are_valid():
 @pytest.mark.parametrize("folder", re.findall(r"^\| `([^`]+)/` \|", README, re.MULTILINE))
 def test_every_folder_that_readme_names_is_there(folder):
     assert (ROOT / folder).is_dir()
+
+
+def test_the_settings_of_the_service_that_readme_shows_are_its_own():
+    from serving.settings import ServeSettings
+
+    table = README[README.index("| setting | default |") : README.index("`/metrics` is for Prometheus")]
+    names = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"\w+", row)}
+    assert {"api_key", "canary", "feature_deadline"} <= names <= set(ServeSettings.model_fields)
