@@ -67,7 +67,11 @@ def test_the_shared_store_joins_as_the_naive_join_does(store_room, tmp_path, log
     definitions = store_room.apply(store, spec, folder)
     service = store_room.open_store(spec).get_feature_service(definitions.service.name)
     rows = f"SELECT * FROM read_parquet('{folder / 'impressions.parquet'}')"
-    table = store.get_historical_features(rows, service, filter_by_created_timestamp=True).to_arrow()
+    table = (
+        store.get_historical_features(rows, service, filter_by_created_timestamp=True)
+        .to_arrow()
+        .sort_by("impression_id")
+    )
     columns = list(logs.naive_join(log, users, items, True)[0])
     assert table.select(columns).to_pylist() == logs.naive_join(log, users, items, True)
 
