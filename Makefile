@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := pipelines,features,validate,train,registry,serve,dev
+EXTRAS := pipelines,features,validate,train,registry,embedded,serve,dev
 WORKDIR ?= .tandem
 #: Processes that run tests; four cores are made use of, more gain little.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
@@ -13,7 +13,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-services lint format serve clean
+.PHONY: help setup demo test test-services test-containers images lint lint-manifests format serve clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -35,11 +35,24 @@ test: $(READY) ## Run all tests that need no server of their own
 test-services: $(READY) ## Run the tests that start real servers (Redis, PostgreSQL, S3); an absent one is said
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m services
 
+images: $(READY) ## Build the images: train, serve, follow and mlflow (TORCH=cuda for GPUs, BASE_IMAGE, TAG)
+	PYTHON=$(abspath $(BIN)/python) infra/images/build.sh
+
+test-containers: images ## Run the compiled pipeline and the service in the images, with real servers beside them
+	$(BIN)/python -m pytest -m containers tests/containers
+
 lint: $(READY) ## Run ruff, mypy --strict and the import guard
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_import_guard.py
+
+lint-manifests: ## Lint the cluster files with checkov, in an environment of its own
+	[ -x .venv-checkov/bin/checkov ] || { $(PYTHON) -m venv .venv-checkov && .venv-checkov/bin/pip install --quiet checkov==3.3.30; }
+	for overlay in dev staging prod; do \
+	  kubectl kustomize infra/kustomize/overlays/$$overlay >build-$$overlay.yaml && \
+	  .venv-checkov/bin/checkov --skip-download --quiet --compact --framework kubernetes -f build-$$overlay.yaml || exit 1; \
+	  rm build-$$overlay.yaml; done
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

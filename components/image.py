@@ -2,5 +2,5 @@
 
 import os
 
-#: Set TANDEM_TRAIN_IMAGE to the pushed image, pinned by digest, before compiling for a cluster.
+#: TANDEM_TRAIN_IMAGE names the pushed image, pinned by digest; the default is what `make images` builds.
 TRAIN_IMAGE = os.environ.get("TANDEM_TRAIN_IMAGE") or "tandem-train-python:0.1.0"

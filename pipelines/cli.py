@@ -206,17 +206,27 @@ def compile_pipeline(
     backbone: Backbone = None,
     assignments: Assignments = None,
     config: Config = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image of the steps, NAME@sha256:DIGEST. [default: $TANDEM_TRAIN_IMAGE]")
+    ] = None,
+    unpinned: Annotated[bool, typer.Option(help="Take an image without a digest; not for a cluster.")] = False,
 ) -> None:
     """Compile a pipeline to Kubeflow's IR YAML; settings become the defaults of its parameters."""
+    if image is not None:
+        os.environ["TANDEM_TRAIN_IMAGE"] = image  # components read it when they are defined
     if output.suffix not in {".yaml", ".yml"}:
         raise UserError(f"{output}: the compiled pipeline is YAML; write a name that ends in .yaml")
     settings = _settings(config, assignments, dataset=dataset, method=method.value, backbone=backbone)
     from kfp import compiler
 
+    from components.image import TRAIN_IMAGE
     from components.run import aside
     from pipelines.materialize import materialize_pipeline
+    from pipelines.policy import check_pinned
     from pipelines.training import training_pipeline
 
+    if not unpinned:
+        check_pinned(TRAIN_IMAGE)
     made = (
         training_pipeline(settings)
         if pipeline is PipelineName.TRAINING

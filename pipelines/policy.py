@@ -1,29 +1,62 @@
-"""Resources, secrets, retries and timeouts of each class of task, in one place.
+"""Resources, secrets, retries, timeouts and security of each class of task, in one place.
 
-A cluster gets it from the compiled platform spec; a local run ignores it, and takes the retries out.
+A cluster gets it from the compiled platform spec; a local run ignores it, and takes the retries out. What the spec
+has no word for is the namespace's: Kubeflow's backend (from 2.17 on) drops every capability, forbids privilege
+escalation and sets the seccomp profile RuntimeDefault for each task, and infra/kustomize holds the namespace to the
+pod security standard.
 """
+
+import re
 
 from kfp import dsl, kubernetes
 
-#: Environment of every task: MLFLOW_TRACKING_URI, TANDEM_FEAST, TANDEM_HOME, TANDEM_DATA.
+from components.dataset.errors import UserError
+
+#: Addresses and places, the same for every task.
 CONFIG_MAP = "tandem-config"
+CONFIG = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "TANDEM_FEAST", "TANDEM_HOME", "TANDEM_DATA")
 #: Credentials of every task, key by key the environment variable of the same name.
 SECRETS = {
     "tandem-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "tandem-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "tandem-feast": ("TANDEM_FEAST_REGISTRY", "TANDEM_FEAST_REDIS"),
-    "tandem-webhook": ("TANDEM_WEBHOOK",),
 }
-CONFIG = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "TANDEM_FEAST", "TANDEM_HOME", "TANDEM_DATA")
+#: The claim of the volume that all steps share (source data, published features, kept encodings), and where it lies.
+STATE_CLAIM, STATE_PATH = "tandem-state", "/var/lib/tandem"
+#: What a task may write to besides, so that its root file system can be read-only: its HOME and its scratch.
+SCRATCH = {"home": "/home/tandem", "tmp": "/tmp"}  # noqa: S108  (a volume of the pod's own)
+SCRATCH_LIMIT = "20Gi"
+#: The images' user, and its group.
+USER = 10001
 GPU = "nvidia.com/gpu"
+GPU_NODES = ("tandem.dev/accelerator", "gpu")
+PINNED = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
+
+
+def check_pinned(image: str) -> None:
+    """Refuse an image that is not pinned by digest: a tag moves, and the backend's cache goes by the name alone.
+
+    Raises:
+        UserError: the image has no digest.
+    """
+    if not PINNED.fullmatch(image):
+        raise UserError(
+            f"image {image} is not pinned; write it as NAME@sha256:DIGEST in --image or TANDEM_TRAIN_IMAGE, "
+            "or say --unpinned if the pipeline is not for a cluster"
+        )
 
 
 def _common(task: dsl.PipelineTask) -> dsl.PipelineTask:
     for secret, keys in SECRETS.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG}, optional=True)
+    # Steps of one run write beside each other, and not among those of another run.
+    kubernetes.use_field_path_as_env(task, "TANDEM_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.mount_pvc(task, STATE_CLAIM, STATE_PATH)
+    for name, path in SCRATCH.items():
+        kubernetes.empty_dir_mount(task, name, path, size_limit=SCRATCH_LIMIT)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
-    kubernetes.set_security_context(task, run_as_user=10001, run_as_group=10001, run_as_non_root=True)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     return task
 
 
@@ -40,7 +73,7 @@ def on_gpu(task: dsl.PipelineTask, cpu: str = "4", memory: str = "32Gi") -> dsl.
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     task.set_accelerator_type(GPU).set_accelerator_limit(1)
     task.set_retry(num_retries=5, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="30m")
-    kubernetes.add_node_selector(task, "tandem.dev/accelerator", "gpu")
+    kubernetes.add_node_selector(task, *GPU_NODES)
     kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
     kubernetes.set_timeout(task, seconds=12 * 3600)
     return _common(task)

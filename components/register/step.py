@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import webhook
 from components.models.plm import PlmSpec
 from components.register.card import gate_card as card_text
 from components.register.export import Source, write_bundle
@@ -84,10 +83,7 @@ def register(
     final = registration.claim(judgement, findings.metrics)
     if final != judgement:
         tell(final)
-    card = gate_card.read_text(encoding="utf-8")
-    registration.conclude(final, card)
-    facts = {"run_id": run.run_id, "dataset": run.dataset, "verdict": str(final.verdict), "model_version": version}
-    webhook.tell(card, event="judged", reasons=list(final.reasons), **facts)
+    registration.conclude(final, gate_card.read_text(encoding="utf-8"))
     log.info("verdict: %s; %s", final.verdict, "; ".join(final.reasons))
     return RegisterResult(final.verdict, list(final.reasons), version)
 
@@ -96,7 +92,7 @@ def run_name(run: RunInfo, training_set: Path, model: Path) -> str:
     """The run's id; where none was given the backend's, else one made from the run's data and weights."""
     if run.run_id:
         return run.run_id
-    injected = os.environ.get("MLFLOW_RUN_ID")
+    injected = os.environ.get("TANDEM_RUN_ID") or os.environ.get("MLFLOW_RUN_ID")
     if injected:
         return injected
     digest = hashlib.sha256((training_set / "meta.json").read_bytes())

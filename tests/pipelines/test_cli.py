@@ -12,6 +12,8 @@ import yaml
 
 from tests.pipelines.shop import SPEC, tandem, write_shop, write_spec
 
+PINNED = "registry.example/tandem-train-python@sha256:" + 64 * "a"
+
 
 @pytest.fixture
 def shop(tmp_path):
@@ -143,12 +145,22 @@ def test_too_many_unknown_users_stop_the_run(shop):
 
 def test_compile_writes_what_the_file_name_says(tmp_path):
     assert tandem("compile", tmp_path / "out.txt").returncode == 2
-    done = tandem("compile", tmp_path / "out.yaml", "--method", "collaborative", "--set", "finetune.epochs=3")
+    arguments = ["--method", "collaborative", "--set", "finetune.epochs=3", "--image", PINNED]
+    done = tandem("compile", tmp_path / "out.yaml", *arguments)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.yaml"]
     compiled = next(yaml.safe_load_all((tmp_path / "out.yaml").read_text()))
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
     assert parameters["finetune"]["defaultValue"]["epochs"] == 3
+    executors = compiled["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {PINNED}
+
+
+def test_an_image_that_may_change_is_not_compiled_for_a_cluster(tmp_path):
+    message = refused(tmp_path, "compile", tmp_path / "out.yaml", "--image", "tandem-train-python:latest")
+    assert "--image" in message
+    assert "--unpinned" in message
+    assert not (tmp_path / "out.yaml").exists()
 
 
 def test_serving_before_deploying_is_refused(tmp_path):
@@ -159,7 +171,7 @@ def test_config_file_and_flags_meet(tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text("align: {temperature: 0.2}\nfinetune: {epochs: 4}\n")
     out = tmp_path / "out.yaml"
-    done = tandem("compile", out, "--config", config, "--set", "finetune.epochs=5")
+    done = tandem("compile", out, "--config", config, "--set", "finetune.epochs=5", "--unpinned")
     assert done.returncode == 0, done.stderr
     parameters = next(yaml.safe_load_all(out.read_text()))["root"]["inputDefinitions"]["parameters"]
     assert parameters["align"]["defaultValue"]["temperature"] == 0.2

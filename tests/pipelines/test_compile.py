@@ -7,6 +7,7 @@ After a change that is meant to change the compiled pipelines, write the golden 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,14 +15,27 @@ import pytest
 import yaml
 from kfp import compiler
 
+from components.dataset.errors import UserError
 from pipelines.materialize import materialize_pipeline
-from pipelines.policy import CONFIG, CONFIG_MAP, GPU, SECRETS
+from pipelines.policy import (
+    CONFIG,
+    CONFIG_MAP,
+    GPU,
+    SCRATCH,
+    SECRETS,
+    STATE_CLAIM,
+    STATE_PATH,
+    USER,
+    check_pinned,
+)
 from pipelines.settings import Method, parse_settings
 from pipelines.training import training_pipeline
 
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = get_args(Method)
 PIPELINES = (*METHODS, "materialize")
+KINDS = ("parameters", "artifacts")
+OUTPUTS = "outputDefinitions"
 ON_GPU = {"encode", "align", "pretrain", "finetune", "finetune-2"}
 
 
@@ -61,46 +75,138 @@ def graphs(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"root": spec["root"]["dag"], **inner}
 
 
-def test_every_reference_in_the_ir_resolves(documents):
-    spec = documents[0]
-    executors = spec["deploymentSpec"]["executors"]
-    labels = {part["executorLabel"] for part in spec["components"].values() if "executorLabel" in part}
-    assert labels == set(executors)
-    used = set()
+def faults(spec: dict[str, Any]) -> list[str]:
+    """Whatever in the IR points at something that is not there, and whatever nothing points at."""
+    found, used = [], set()
+    components = spec["components"]
+    labels = {part["executorLabel"] for part in components.values() if "executorLabel" in part}
+    executors = set(spec["deploymentSpec"]["executors"])
+    found += [f"executor {name} is named on one side only" for name in sorted(labels ^ executors)]
     for graph_name, graph in graphs(spec).items():
-        declared = spec["root"] if graph_name == "root" else spec["components"][graph_name]
-        outer = {kind: set(declared.get("inputDefinitions", {}).get(kind, {})) for kind in ("parameters", "artifacts")}
-        tasks = graph["tasks"]
-        for name, task in tasks.items():
-            component = task["componentRef"]["name"]
-            used.add(component)
-            for needed in task.get("dependentTasks", []):
-                assert needed in tasks, f"{name} waits for {needed}, which is not there"
-            takes = spec["components"][component].get("inputDefinitions", {})
-            for kind in ("parameters", "artifacts"):
-                given = task.get("inputs", {}).get(kind, {})
-                known = takes.get(kind, {})
-                required = {key for key, definition in known.items() if not definition.get("isOptional")}
-                iterated = task.get("parameterIterator", {}).get("itemInput")
-                assert set(given) - {iterated} <= set(known) | {iterated}, f"{name} is given what it does not take"
-                assert required <= set(given) | {iterated}, f"{name} lacks {required - set(given)}"
-                for source in given.values():
-                    _check_source(source, tasks, outer, spec, name)
-    assert used == set(spec["components"]), "components that no task uses"
+        scope = Scope(spec, graph_name, graph["tasks"])
+        for name, task in graph["tasks"].items():
+            used.add(task["componentRef"]["name"])
+            found += scope.faults_of(name, task)
+        found += scope.faults_of_outputs(graph.get("outputs", {}))
+    return found + [f"no task uses component {name}" for name in sorted(set(components) ^ used)]
 
 
-def _check_source(
-    source: dict[str, Any], tasks: dict[str, Any], outer: dict[str, set[str]], spec: dict[str, Any], name: str
-) -> None:
-    for kind, singular in (("parameters", "Parameter"), ("artifacts", "Artifact")):
+@dataclass(frozen=True)
+class Scope:
+    """A graph of tasks: what a task in it can read."""
+
+    spec: dict[str, Any]
+    graph: str
+    tasks: dict[str, Any]
+
+    def declared(self, kind: str, of: str = "inputDefinitions") -> set[str]:
+        component = self.spec["root"] if self.graph == "root" else self.spec["components"][self.graph]
+        return set(component.get(of, {}).get(kind, {}))
+
+    def faults_of(self, name: str, task: dict[str, Any]) -> list[str]:
+        component = self.spec["components"].get(task["componentRef"]["name"])
+        if component is None:
+            return [f"{name} is of no component"]
+        found = [f"{name} waits for {other}" for other in task.get("dependentTasks", []) if other not in self.tasks]
+        loops = [task[loop] for loop in ("parameterIterator", "artifactIterator") if loop in task]
+        for kind in ("parameters", "artifacts"):
+            given = task.get("inputs", {}).get(kind, {})
+            takes = component.get("inputDefinitions", {}).get(kind, {})
+            needs = {key for key, definition in takes.items() if not definition.get("isOptional")}
+            looped = {loop["itemInput"] for loop in loops if loop["itemInput"] in takes}
+            # What is looped over is handed on item by item, under a name that the component takes.
+            sources = {loop["items"]["inputParameter"] for loop in loops if "inputParameter" in loop.get("items", {})}
+            found += [f"{name} is given {key}" for key in sorted(set(given) - set(takes) - sources)]
+            found += [f"{name} lacks {key}" for key in sorted(needs - set(given) - looped)]
+            for key, source in given.items():
+                found += [f"{name}: {key} {fault}" for fault in self.faults_of_source(kind, source)]
+        for loop in loops:
+            over = loop.get("items", {}).get("inputParameter")
+            if over is not None and over not in task.get("inputs", {}).get("parameters", {}):
+                found.append(f"{name} loops over {over}")
+            if not any(loop["itemInput"] in component.get("inputDefinitions", {}).get(kind, {}) for kind in KINDS):
+                found.append(f"{name} gives its loop's item to nobody")
+        return found
+
+    def faults_of_source(self, kind: str, source: dict[str, Any]) -> list[str]:
+        singular = kind.removesuffix("s").capitalize()
         produced = source.get(f"taskOutput{singular}")
-        if produced:
-            producer = tasks[produced["producerTask"]]
-            gives = spec["components"][producer["componentRef"]["name"]]["outputDefinitions"][kind]
-            assert produced[f"output{singular}Key"] in gives, f"{name} reads an output that nobody writes"
+        if produced is not None:
+            return self.faults_of_output(kind, produced["producerTask"], produced[f"output{singular}Key"])
         key = source.get(f"componentInput{singular}")
-        if key and not key.startswith("pipelinechannel--") and "-loop-item" not in key:
-            assert key in outer[kind], f"{name} reads input {key}, which its graph does not have"
+        return [f"reads {key}, which the graph does not take"] if key and key not in self.declared(kind) else []
+
+    def faults_of_output(self, kind: str, task: str, key: str) -> list[str]:
+        if task not in self.tasks:
+            return [f"is of task {task}, which is not there"]
+        component = self.spec["components"].get(self.tasks[task]["componentRef"]["name"], {})
+        gives = component.get("outputDefinitions", {}).get(kind, {})
+        return [] if key in gives else [f"is output {key} of {task}, which it does not write"]
+
+    def faults_of_outputs(self, outputs: dict[str, Any]) -> list[str]:
+        """The graph's own outputs: declared, and written by a task in it."""
+        found = []
+        for kind in KINDS:
+            found += [
+                f"{self.graph} gives {name}" for name in set(outputs.get(kind, {})) - self.declared(kind, OUTPUTS)
+            ]
+        for name, output in outputs.get("artifacts", {}).items():
+            for chosen in output["artifactSelectors"]:
+                fault = self.faults_of_output("artifacts", chosen["producerSubtask"], chosen["outputArtifactKey"])
+                found += [f"{self.graph}: {name} {text}" for text in fault]
+        for name, output in outputs.get("parameters", {}).items():
+            chosen = output["valueFromParameter"]
+            fault = self.faults_of_output("parameters", chosen["producerSubtask"], chosen["outputParameterKey"])
+            found += [f"{self.graph}: {name} {text}" for text in fault]
+        return found
+
+
+def test_every_reference_in_the_ir_resolves(documents):
+    assert faults(documents[0]) == []
+
+
+def looped(spec: dict[str, Any]) -> dict[str, Any]:
+    """The task that is run once for each shard."""
+    return next(task for task in spec["root"]["dag"]["tasks"].values() if "parameterIterator" in task)
+
+
+#: Damage to the IR of `ctrl`, each with a word of what is said of it.
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "an executor": (lambda spec: spec["deploymentSpec"]["executors"].pop("exec-align"), "exec-align"),
+    "a component": (lambda spec: spec["components"].pop("comp-align"), "align"),
+    "a task": (lambda spec: spec["root"]["dag"]["tasks"].pop("evaluate"), "evaluate"),
+    "an output": (
+        lambda spec: spec["components"]["comp-retrieve"]["outputDefinitions"]["artifacts"].pop("training_set"),
+        "training_set",
+    ),
+    "an input": (lambda spec: spec["root"]["dag"]["tasks"]["align"]["inputs"]["artifacts"].pop("prompts"), "prompts"),
+    "a parameter": (lambda spec: spec["root"]["inputDefinitions"]["parameters"].pop("dataset"), "dataset"),
+    "what is looped over": (
+        lambda spec: looped(spec)["inputs"]["parameters"].pop(
+            looped(spec)["parameterIterator"]["items"]["inputParameter"]
+        ),
+        "loops over",
+    ),
+    "the loop's item": (
+        lambda spec: spec["components"][looped(spec)["componentRef"]["name"]]["inputDefinitions"]["parameters"].pop(
+            looped(spec)["parameterIterator"]["itemInput"]
+        ),
+        "item",
+    ),
+    "the loop's output": (
+        lambda spec: spec["components"][looped(spec)["componentRef"]["name"]]["outputDefinitions"]["artifacts"].clear(),
+        "align",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", DAMAGE)
+def test_a_reference_to_nothing_is_noticed(part):
+    spec = next(yaml.safe_load_all((GOLDEN / "ctrl.yaml").read_text()))
+    assert faults(spec) == []
+    damage, word = DAMAGE[part]
+    damage(spec)
+    assert any(word in fault for fault in faults(spec)), faults(spec)
 
 
 def executor_configs(documents) -> dict[str, dict[str, Any]]:
@@ -124,11 +230,37 @@ def test_every_task_is_on_the_policy(documents):
         (mapped,) = config["configMapAsEnv"]
         assert mapped["configMapName"] == CONFIG_MAP
         assert {pair["envVar"] for pair in mapped["keyToEnv"]} == set(CONFIG)
-        assert config["securityContext"]["runAsNonRoot"] is True
-        assert int(config["securityContext"]["runAsUser"]) > 0
+        assert config["securityContext"] == {"runAsNonRoot": True, "runAsUser": str(USER), "runAsGroup": str(USER)}
+        assert config["fieldPathAsEnv"] == [{"name": "TANDEM_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
+        (state,) = config["pvcMount"]
+        assert (state["constant"], state["mountPath"]) == (STATE_CLAIM, STATE_PATH)
+        scratch = {mount["volumeName"]: mount["mountPath"] for mount in config["emptyDirMounts"]}
+        assert scratch == SCRATCH, "a root file system that is read-only needs them"
+        assert config["imagePullPolicy"] == "IfNotPresent"
         assert int(config["activeDeadlineSeconds"]) >= 3600
         resources = containers[name]["resources"]
         assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(resources), name
+
+
+def test_no_secret_is_written_into_a_pipeline(documents):
+    """Every credential comes from a Kubernetes secret; the executors' own environment is empty."""
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        assert "env" not in executor["container"]
+
+
+def test_nothing_is_installed_while_a_task_runs(documents):
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        assert "pip install" not in " ".join(executor["container"]["command"])
+
+
+@pytest.mark.parametrize("image", ["tandem-train:1", "tandem-train", "a/b@sha256:12", "a b@sha256:" + 64 * "0"])
+def test_an_image_without_a_digest_is_refused(image):
+    with pytest.raises(UserError, match="pinned"):
+        check_pinned(image)
+
+
+def test_an_image_with_a_digest_is_taken():
+    check_pinned("registry.example:5000/team/tandem-train-python@sha256:" + 64 * "a")
 
 
 def test_gpu_tasks_and_only_they_ask_for_gpus(documents):
