@@ -1,0 +1,55 @@
+"""What docs/deploy.md tells a platform engineer to type, and the files and names that it leans on, exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.policy import SECRETS
+from tests.pipelines.shop import tandem
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+LINES = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
+COMMANDS = sorted({text.split(" #")[0].strip() for text in (*LINES, *SPANS) if text.startswith("tandem ")})
+TARGETS = sorted(set(re.findall(r"\bmake ([a-z-]+)", TEXT)))
+FILES = sorted(set(re.findall(r"\b(?:infra|pipelines|docs)/[\w./-]*\w", TEXT)))
+ENTRIES = set(re.findall(r"`(tandem/[a-z0-9-]+)`", TEXT))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_flag_is_known(command):
+    words = shlex.split(command)[1:]
+    names = words[:2] if words[0] in {"registry", "schedule"} else words[:1]
+    shown = tandem(*names, "--help")
+    assert shown.returncode == 0, shown.stderr
+    for flag in (word for word in words if word.startswith("--")):
+        assert flag in shown.stdout, f"{command}: {flag}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_knows_every_target(target):
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_file_that_is_named_is_there(path):
+    assert (ROOT / path).exists()
+
+
+def test_every_secret_that_is_fetched_is_explained():
+    asked = set()
+    for path in (ROOT / "infra" / "kustomize").rglob("*.yaml"):
+        for found in yaml.safe_load_all(path.read_text()):
+            if found and found.get("kind") == "ExternalSecret":
+                asked |= {part["extract"]["key"] for part in found["spec"]["dataFrom"]}
+    assert asked == ENTRIES
+    for keys in SECRETS.values():
+        assert all(key in TEXT for key in keys)
