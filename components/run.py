@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from components import webhook
 from components.dataset.errors import UserError, ValidationStoppedError
 
 log = logging.getLogger("tandem")
@@ -79,6 +80,9 @@ def step(name: str, output: Path | None = None, inputs: Iterable[Path] = ()) -> 
         kind = next((kind for type_, kind in KINDS.items() if isinstance(error, type_)), "error")
         message = str(error) or type(error).__name__
         write_json(folder / "failure.json", {"kind": kind, "step": name, "message": message})
+        run = os.environ.get("TANDEM_RUN_DIR") and folder.name
+        said = f"Tandem run{f' {run}' if run else ''}: step {name} failed ({kind}): {message}"
+        webhook.tell(said, event="failed", step=name, kind=kind, message=message, run_id=run)
         raise
     record = StepRecord(name, round(began, 3), round(time.perf_counter() - started, 3), _gpus())
     if output is not None:

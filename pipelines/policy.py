@@ -20,6 +20,7 @@ SECRETS = {
     "tandem-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "tandem-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "tandem-feast": ("TANDEM_FEAST_REGISTRY", "TANDEM_FEAST_REDIS"),
+    "tandem-webhook": ("TANDEM_WEBHOOK",),
 }
 #: The claim of the volume that all steps share (source data, published features, kept encodings), and where it lies.
 STATE_CLAIM, STATE_PATH = "tandem-state", "/var/lib/tandem"

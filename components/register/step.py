@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components import webhook
 from components.models.plm import PlmSpec
 from components.register.card import gate_card as card_text
 from components.register.export import Source, write_bundle
@@ -83,7 +84,10 @@ def register(
     final = registration.claim(judgement, findings.metrics)
     if final != judgement:
         tell(final)
-    registration.conclude(final, gate_card.read_text(encoding="utf-8"))
+    card = gate_card.read_text(encoding="utf-8")
+    registration.conclude(final, card)
+    facts = {"run_id": run.run_id, "dataset": run.dataset, "verdict": str(final.verdict), "model_version": version}
+    webhook.tell(card, event="judged", reasons=list(final.reasons), **facts)
     log.info("verdict: %s; %s", final.verdict, "; ".join(final.reasons))
     return RegisterResult(final.verdict, list(final.reasons), version)
 

@@ -8,6 +8,8 @@ import time
 import pyarrow.dataset as ds
 import pytest
 
+from components.dataset.errors import UserError
+from components.monitor.logs import of_request
 from tests.pipelines.shop import tandem
 
 
@@ -51,9 +53,8 @@ def test_a_score_is_rebuilt(answers, shop):
 
 
 def test_a_request_that_was_not_logged_is_said_to_be_so(answers, shop):
-    done = tandem("explain", "f" * 32, "--dataset", shop / "shop.yaml", home=shop / "home")
-    assert done.returncode == 2
-    assert "is not in the log" in done.stderr
+    with pytest.raises(UserError, match="is not in the log"):
+        of_request(shop / "home/served/shop", "f" * 32)
 
 
 def test_what_was_served_is_judged(answers, shop):

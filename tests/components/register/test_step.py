@@ -103,7 +103,7 @@ def test_a_champion_without_a_name_is_the_one_there_is(dataset, bundle, made):
     assert pointed(dataset) == ("2", "1")
 
 
-def test_the_whole_step_twice_is_one_version(made, tmp_path, home):
+def test_the_whole_step_twice_is_one_version(made, tmp_path, home, webhook):
     def once(name):
         paths = [tmp_path / name / part for part in ("bundle", "report.html", "card.md")]
         pieces = {"collaborative": made.model, "aligned": made.model}
@@ -119,6 +119,9 @@ def test_the_whole_step_twice_is_one_version(made, tmp_path, home):
     assert Bundle.open(bundle).manifest["run_id"] == "whole"
     assert card.read_text().startswith("# Promoted: ctrl on shop")
     assert report.read_text().startswith("<!DOCTYPE html>")
+    told = webhook.told[0]
+    assert (told["event"], told["verdict"], told["run_id"]) == ("judged", "promoted", "whole")
+    assert told["text"] == card.read_text()
     mlflow = connect()
     version = mlflow.get_model_version("tandem-shop", "1")
     assert version.description == card.read_text()
