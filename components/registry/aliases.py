@@ -151,7 +151,8 @@ def alias_version(client: MlflowClient, model: str, alias: str) -> str | None:
     try:
         return str(client.get_model_version_by_alias(model, alias).version)
     except MlflowException as error:
-        if _is_absent(error):
+        # A server with users answers for a model that is not there as for one that one may not see.
+        if _is_absent(error) or not client.search_registered_models(f"name = '{model}'"):
             return None
         raise
 
