@@ -56,5 +56,6 @@ def features_of(table: pa.Table) -> dict[str, Any]:
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
     for path in sorted((folder / FEEDBACK).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # What follows the last line break is still being written.
+        for line in path.read_bytes().split(b"\n")[:-1]:
             yield json.loads(line)

@@ -98,7 +98,7 @@ def test_a_click_is_not_taken_back(tmp_path):
     (tmp_path / "feedback").mkdir()
     events = [("a", True), ("a", False), ("b", False)]
     lines = [json.dumps({"request_id": "1", "item_id": item, "clicked": clicked}) for item, clicked in events]
-    (tmp_path / "feedback" / "1.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "feedback" / "1.jsonl").write_text("\n".join(lines) + '\n{"request_id": "2", "ite')
     assert feedback(tmp_path) == {("1", "a"): True, ("1", "b"): False}
     with pytest.raises(UserError, match="no predictions are logged"):
         predictions(tmp_path)
