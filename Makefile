@@ -29,6 +29,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Run the whole training chain on the embedded sample data set
 	$(BIN)/tandem run --dataset sample --workdir $(WORKDIR)
 
+# One thread each: several workers with a thread for every core wait for each other.
+test test-services test-containers: export OMP_NUM_THREADS := 1
+
 test: $(READY) ## Run all tests that need no server of their own
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not services and not containers'
 
