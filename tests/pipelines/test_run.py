@@ -13,6 +13,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from components.dataset.bundle import Bundle
+from components.registry.mirror import read_aliases
 from tests.pipelines.shop import QUICKLY, tandem, write_shop, write_spec
 
 pytestmark = pytest.mark.slow
@@ -68,9 +69,8 @@ def test_the_ledger_counts_what_every_step_cost(ran):
 
 def test_what_is_served_holds_no_language_model(ran):
     folder, _ = ran
-    deployed = json.loads((folder / "home/serving/shop.json").read_text())
-    name, version = deployed["model"].split(":")
-    bundle = Bundle.open(folder / "home/bentoml/models" / name / version)
+    served = read_aliases(folder / "home/serving/shop")["champion"]
+    bundle = Bundle.open(folder / "home/serving/shop" / served)
     assert bundle.manifest["arm"] == "ctrl"
     assert bundle.spec.name == "shop"
 
@@ -97,7 +97,7 @@ def test_the_same_run_again_is_a_tie_and_encodes_nothing(ran, tmp_path):
     assert "tie" in again["reasons"][0]
     encoded = next(line for line in Path(again["paths"]["log"]).read_text().splitlines() if "texts encoded" in line)
     assert re.search(r" 0 texts encoded", encoded), encoded
-    assert json.loads((folder / "home/serving/shop.json").read_text())["model"] == "tandem-shop:first"
+    assert read_aliases(folder / "home/serving/shop")["champion"] == "1"
 
 
 def test_mlflow_knows_the_run_its_steps_and_what_encoding_cost(ran):

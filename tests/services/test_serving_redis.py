@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -82,7 +83,7 @@ def service(shop, redis, tmp_path):
     shutil.copytree(shop / "home/serving", home / "serving")
     (validated,) = shop.glob("home/runs/first/artifacts/*/validate/validated")
     own = {"TANDEM_FEAST": str(environment), "TANDEM_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    program = ["python", "-c", FILL, str(shop / "shop.yaml"), str(validated)]
+    program = [sys.executable, "-c", FILL, str(shop / "shop.yaml"), str(validated)]
     subprocess.run(program, env={**os.environ, **own}, check=True, cwd=ROOT)
     settings = {"feature_deadline": DEADLINE, "item_age": 0.5, "breaker_pause": 0.5}
     with started(tmp_path, tmp_path / "log", **settings) as running:

@@ -102,8 +102,11 @@ def test_a_trained_plm_is_kept_beside_the_model_and_not_in_it(inputs, tmp_path, 
     folder, _, plm, _ = inputs
     paths = folder / "training_set", folder / "prompts", [folder / "embeddings"], tmp_path / "out"
     start = {name: value.detach().clone() for name, value in live(inputs, mode).learnt().items()}
-    health = align(*paths, "autoint", CONFIG, settings_of(plm, mode), 1)
-    assert health["after"]["loss"] < health["before"]["loss"]
+    align(*paths, "autoint", CONFIG, settings_of(plm, mode), 1)
+    # On the rows that it trained on: what a few hundred rows teach a random PLM need not hold for others.
+    losses = [line["loss"] for line in json.loads((tmp_path / "out" / "curve.json").read_text())["history"]]
+    quarter = len(losses) // 4
+    assert np.mean(losses[-quarter:]) < np.mean(losses[:quarter])
     kept = load_file(str(tmp_path / "out" / "plm" / "trained.safetensors"))
     assert set(kept) == set(start)
     moved = [name for name, value in kept.items() if not torch.equal(value, start[name])]
