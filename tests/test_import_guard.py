@@ -1,9 +1,12 @@
 """Arrows go one way: pipelines → steps → training → objectives, models → dataset. No step imports another."""
 
 import ast
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from components.deploy.step import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune", "evaluate", "register", "deploy"}
@@ -100,3 +103,52 @@ def imports_of_top(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module)
     return found
+
+
+def needed_by(*modules: str) -> set[str]:
+    """The files of ours that these modules need when they are imported, by their paths in the project."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        for path in (
+            ROOT.joinpath(*module.split(".")).with_suffix(".py"),
+            ROOT.joinpath(*module.split("."), "__init__.py"),
+        ):
+            name = str(path.relative_to(ROOT))
+            if path.is_file() and name not in found:
+                found.add(name)
+                waiting += at_import(path)
+        waiting += [module.rpartition(".")[0]] if "." in module else []
+    return found
+
+
+def at_import(path: Path) -> list[str]:
+    """Our modules that a file imports at its top, but for type checkers."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [module for module in found if module.split(".")[0] in OURS]
+
+
+def copied(stage: str) -> list[str]:
+    """Patterns of the files that a stage of the Dockerfile copies."""
+    text = (ROOT / "infra" / "images" / "Dockerfile").read_text().split(f" AS {stage}\n")[1].split("\nFROM ")[0]
+    sources = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ")]
+    return [name if name.endswith(".py") else f"{name}/*" for names in sources for name in names]
+
+
+@pytest.mark.parametrize(
+    ("modules", "patterns"),
+    [
+        (["serving.service"], list(SOURCES)),
+        (["serving.service"], copied("serve-source")),
+        (["pipelines.cli", "components.registry.mirror"], copied("follow-source")),
+    ],
+)
+def test_what_is_packed_holds_all_that_it_imports(modules, patterns):
+    absent = {name for name in needed_by(*modules) if not any(fnmatch(name, pattern) for pattern in patterns)}
+    assert not absent

@@ -21,6 +21,14 @@ from components.run import StepRecord, home, read_json, write_json
 
 log = logging.getLogger("tandem.deploy")
 PROMOTED = "promoted"
+#: What the service imports of ours.
+SOURCES = (
+    "serving/*.py",
+    "components/__init__.py",
+    "components/run.py",
+    "components/webhook.py",
+    "components/dataset/*.py",
+)
 PROJECT = Path(__file__).resolve().parents[2]
 #: What the Bento installs; each at the version that is here, which is the one that was tested.
 PACKAGES = ("bentoml", "feast[redis]", "fsspec", "numpy", "onnxruntime", "pyarrow", "pydantic", "pyyaml")
@@ -120,7 +128,7 @@ def _pack(tag: str, name: str, number: str) -> None:
         name=f"tandem-{name}",
         version=number,
         build_ctx=str(PROJECT),
-        include=["serving/*.py", "components/__init__.py", "components/run.py", "components/dataset/*.py"],
+        include=list(SOURCES),
         python={"packages": [_pinned(package) for package in PACKAGES], "lock_packages": False},
         models=[tag],
         docker={"env": {"TANDEM_SERVE_MODEL": tag}},
