@@ -34,6 +34,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from tests.services.servers import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = "movielens-1m"
 TARGETS = {
@@ -58,13 +60,6 @@ QUICK = [
     *("finetune.epochs=1", "finetune.threads=1", "evaluate.resamples=100", "gate.min_auc=0.5", "gate.max_logloss=2"),
     *("gate.calibration=[0.1, 10]", "gate.slice_floors={}"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # --- the client: a process of its own --------------------------------------------------------------------------------

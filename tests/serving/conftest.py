@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from tests.pipelines.shop import ROOT
+from tests.services.servers import free_port
 
 READY_WITHIN = 90.0
 
@@ -31,13 +31,6 @@ class Service:
 
     def post(self, path: str, content: Any) -> httpx.Response:
         return self.client.post(path, json=content)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import logging
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from components.dataset.errors import UserError
 from components.encode.cache import EncodingCache, cache_key
+from tests.services.servers import free_port
 
 ABOUT = {"plm_digest": "d" * 64, "precision": "fp32"}
 
@@ -211,9 +211,7 @@ def bucket(monkeypatch):
     program = shutil.which("moto_server", path=str(Path(sys.executable).parent)) or shutil.which("moto_server")
     if program is None:
         pytest.skip("moto_server is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
     endpoint = f"http://127.0.0.1:{port}"
     for name, value in {"ENDPOINT_URL": endpoint, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
