@@ -9,6 +9,7 @@ from torch.nn import functional
 from components.dataset.layout import InputLayout
 from components.models.base import BackboneConfig, CollaborativeModel, mlp
 from components.models.folding import Folding, Sides, SplitMlp, output_weights
+from components.models.kernels import FieldAttention
 
 
 class InteractingLayer(nn.Module):
@@ -21,22 +22,34 @@ class InteractingLayer(nn.Module):
     def __init__(self, width: int, config: BackboneConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        # Queries, keys, values, residual: one weight, but a product for each. One wide product costs more in the
-        # backward pass, where its gradient has to be put together first.
+        # Queries, keys, values, residual.
         self.project = nn.Linear(width, 4 * config.attention_dim, bias=False)
+
+        width, attention = self.project.in_features, config.attention_dim
+        #: Many heads would make the merged form's products wider than those by head.
+        self.merges = config.heads * width <= 2 * attention
 
     def forward(self, rows: Tensor) -> Tensor:
         """Interacted rows [batch, F, attention_dim]."""
+        if self.merges:
+            found: Tensor = FieldAttention.apply(rows, *self.merged())  # type: ignore[no-untyped-call]
+            return found
         query, key, value, residual = (functional.linear(rows, part) for part in self.project.weight.chunk(4))
         query, key, value = (self._by_head(part) for part in (query, key, value))
         weights = torch.softmax(query @ key.transpose(-1, -2), dim=-1)
         attended = (weights @ value).transpose(1, 2).flatten(2)
         return torch.relu(attended + residual)
 
+    def merged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Score, value and residual weights as `FieldAttention` and `MergedLayer` read them."""
+        query, key, value, residual = self.project.weight.chunk(4)
+        query, key, value = (part.unflatten(0, (self.heads, -1)) for part in (query, key, value))  # type: ignore[no-untyped-call]
+        score = torch.cat(list(query.transpose(1, 2) @ key), dim=1)
+        return score, torch.block_diag(*value.transpose(1, 2)), residual.T  # type: ignore[no-untyped-call]
+
     def served(self) -> nn.Module:
-        """The merged form, unless many heads would make its products wider than these."""
-        width, attention = self.project.in_features, self.project.out_features // 4
-        return MergedLayer(self) if self.heads * width <= 2 * attention else self
+        """The merged form, where it is the cheaper one."""
+        return MergedLayer(self) if self.merges else self
 
     def _by_head(self, rows: Tensor) -> Tensor:
         """[batch, F, attention_dim] -> [batch, heads, F, attention_dim / heads]."""
@@ -55,12 +68,7 @@ class MergedLayer(nn.Module):
     def __init__(self, layer: InteractingLayer) -> None:
         super().__init__()
         self.heads = layer.heads
-        query, key, value, residual = layer.project.weight.detach().chunk(4)
-        query, key, value = (part.unflatten(0, (layer.heads, -1)) for part in (query, key, value))  # type: ignore[no-untyped-call]
-        #: [width, heads * width], [heads * width, attention_dim] and [width, attention_dim].
-        self.score = nn.Parameter(torch.cat(list(query.transpose(1, 2) @ key), dim=1))
-        self.value = nn.Parameter(torch.block_diag(*value.transpose(1, 2)))  # type: ignore[no-untyped-call]
-        self.residual = nn.Parameter(residual.T.contiguous())
+        self.score, self.value, self.residual = (nn.Parameter(part.detach().contiguous()) for part in layer.merged())
 
     def forward(self, rows: Tensor) -> Tensor:
         """Interacted rows [batch, F, attention_dim]."""

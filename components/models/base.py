@@ -13,6 +13,7 @@ from components.dataset.layout import InputLayout
 from components.models.config import BackboneConfig
 from components.models.embedding import FieldEmbedding
 from components.models.folding import Folding
+from components.models.kernels import Dropout
 
 __all__ = ["BackboneConfig", "CollaborativeModel", "FirstOrder", "mlp", "pairs"]
 
@@ -98,7 +99,7 @@ def mlp(width: int, config: BackboneConfig) -> nn.Sequential:
         layers.append(nn.Linear(inner, outer))
         if config.batch_norm:
             layers.append(nn.BatchNorm1d(outer))
-        layers += [nn.ReLU(), nn.Dropout(config.dropout)]
+        layers += [nn.ReLU(), Dropout(config.dropout)]
     return nn.Sequential(*layers)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 from components.dataset.layout import InputLayout
 from components.models.base import BackboneConfig
 from components.models.history import Events, HistoryModel
+from components.models.kernels import Dropout
 
 
 class TransformerLayer(nn.Module):
@@ -24,7 +25,7 @@ class TransformerLayer(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
         self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, there: Tensor) -> Tensor:
         """Tokens [batch, L, width] after the layer; those that are not `there` [batch, L] are not attended to."""

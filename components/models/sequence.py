@@ -10,6 +10,7 @@ from components.dataset.layout import InputLayout
 from components.models.base import BackboneConfig
 from components.models.embedding import INITIAL_STD
 from components.models.history import EventRows
+from components.models.kernels import Dropout
 
 
 def by_head(rows: Tensor, heads: int) -> Tensor:
@@ -24,7 +25,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.LayerNorm(width), Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Of the shape of x."""
@@ -39,7 +40,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.query, self.output = nn.Linear(width, width), nn.Linear(width, width)
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.LayerNorm(width), Dropout(dropout)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, there: Tensor) -> Tensor:
         """Of the shape of x [batch, Q, width]; keys and values are [batch, heads, L, width / heads].
@@ -94,7 +95,7 @@ class SequenceEncoder(nn.Module):
         self.table = nn.Embedding(layout.vocabulary_size, width, padding_idx=0)
         self.position = nn.Embedding(self.events.length, width)
         self.start = nn.Parameter(torch.randn(width) * INITIAL_STD)
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(config.dropout)
+        self.norm, self.dropout = nn.LayerNorm(width), Dropout(config.dropout)
         self.layers = nn.ModuleList(
             SequenceLayer(width, config.heads, config.dropout) for _ in range(config.encoder_layers)
         )

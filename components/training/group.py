@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from components.training.device import pick_device
+from components.training.shared import SharedMemory
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Group:
     rank: int
     size: int
     device: torch.device
+    #: What sums and gathers go through instead of gloo, where there is such memory.
+    shared: SharedMemory | None = field(default=None, compare=False)
 
     @classmethod
     def join(cls) -> Group:
@@ -37,7 +40,9 @@ class Group:
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available())
-        return cls(state.process_index, state.num_processes, state.device)
+        rank, size, device = state.process_index, state.num_processes, state.device
+        several = size > 1 and device.type == "cpu"
+        return cls(rank, size, device, SharedMemory.of_this_machine(rank, size) if several else None)
 
     @property
     def first(self) -> bool:
@@ -50,6 +55,8 @@ class Group:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, in place."""
+        if self.shared is not None:
+            return self.shared.sum(value)
         if self.size > 1:
             distributed.all_reduce(value)
         return value
@@ -64,6 +71,8 @@ class Group:
         """Every process's tensor of one and the same shape, side by side in a new first dimension [size, ...]."""
         if self.size == 1:
             return value.unsqueeze(0)
+        if self.shared is not None:
+            return self.shared.gather(value)
         parts = [torch.empty_like(value) for _ in range(self.size)]
         distributed.all_gather(parts, value.contiguous())
         return torch.stack(parts)

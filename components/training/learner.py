@@ -74,7 +74,8 @@ class Learner(nn.Module):
         objective = loss
         if settings.embedding_l2 > 0:
             # On the rows that the batch read, so that its cost does not grow with the vocabulary.
-            objective = objective + settings.embedding_l2 * embedded.square().sum((1, 2)).mean() * share
+            flat = embedded.flatten()
+            objective = objective + (settings.embedding_l2 / len(labels) * share) * flat.dot(flat)
         if self.contrast is not None and self.weight > 0:
             # Of fewer rows than all, every process looks at equally many.
             count = self.rows // group.size * group.size if 0 < self.rows < whole else whole

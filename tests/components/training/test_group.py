@@ -1,25 +1,32 @@
 """Two processes compute what one does: gradients dense and sparse, batch statistics, and negatives of all."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from components.dataset.errors import UserError
-from components.training import launch
+from components.training import launch, shared
 from components.training.group import Group, GroupBatchNorm
 from components.training.launch import processes_to_start, train_together
 from components.training.settings import ProcessSettings
-from tests.components.training.together import everything, refuse, write_everything
+from tests.components.training.together import LENGTHS, everything, message, refuse, write_everything, write_messages
 
 PROCESSES = 2
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
+#: Through memory that they share, where the processor allows it, and through gloo.
+WAYS = [platform.machine() in ("x86_64", "AMD64"), False]
+
+
+@pytest.fixture(scope="module", params=dict.fromkeys(WAYS), ids=lambda shared: "shared" if shared else "gloo")
+def found(request, tmp_path_factory):
     """What a process alone finds, and what each of two finds."""
     output = tmp_path_factory.mktemp("together") / "found"
-    train_together(write_everything, PROCESSES, threads=1, output=output)
-    return everything(), [load_file(f"{output}.{rank}") for rank in range(PROCESSES)]
+    train_together(write_everything, PROCESSES, threads=1, output=output, shared=request.param)
+    return everything(Group.join()), [load_file(f"{output}.{rank}") for rank in range(PROCESSES)]
 
 
 def test_two_processes_compute_what_one_does(found):
@@ -47,6 +54,37 @@ def regression_of_a_part():
             return slice(0, rows // 2)
 
     return together.regression(Half(0, 1, torch.device("cpu")))
+
+
+@pytest.mark.skipif(not WAYS[0], reason="this processor may reorder writes")
+def test_sums_and_gathers_through_shared_memory_are_exact(tmp_path):
+    train_together(write_messages, 3, threads=1, output=tmp_path / "found")
+    found = [load_file(tmp_path / f"found.{rank}") for rank in range(3)]
+    for length in LENGTHS:
+        for kind in (torch.float32, torch.float64, torch.int64):
+            said = torch.stack([message(rank, length, kind) for rank in range(3)])
+            for each in found:
+                assert torch.equal(each[f"gather.{length}.{kind}"], said)
+                assert torch.equal(each[f"sum.{length}.{kind}"], said.sum(0))
+    total = sum(message(rank, 13, torch.float32) for rank in range(3))
+    for rank, each in enumerate(found):
+        own = message(rank, 13, torch.float32)
+        assert torch.equal(each["table"], torch.stack([own, total, own], dim=1))
+
+
+def test_memory_is_looked_for_on_a_disk_where_containers_have_little(monkeypatch, tmp_path):
+    places = []
+
+    def refuse_the_first(handle, start, size):
+        places.append(Path(f"/proc/self/fd/{handle}").readlink())
+        if len(places) == 1:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(shared.os, "posix_fallocate", refuse_the_first)
+    monkeypatch.setattr(shared.tempfile, "gettempdir", lambda: str(tmp_path))
+    path = Path(shared._reserved(4096))
+    assert path.parent == tmp_path
+    assert not places[0].exists()
 
 
 def test_a_message_of_a_worker_reaches_the_caller_as_it_was_raised():

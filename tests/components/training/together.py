@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from components.dataset.errors import UserError
 from components.objectives.contrastive import equal_pairs, info_nce, max_sim, shared_info_nce
 from components.training.group import Group
+from components.training.shared import PIECE, WHOLE
 
 #: Odd, so that the processes' parts differ in length.
 ROWS, FEATURES = 13, 6
@@ -71,16 +73,48 @@ def contrast(group: Group, subspaces: int) -> dict[str, torch.Tensor]:
     return {**gradients, f"loss{subspaces}": group.sum(loss.detach().clone())}
 
 
-def everything() -> dict[str, torch.Tensor]:
+def everything(group: Group) -> dict[str, torch.Tensor]:
     """All of it, the same in a process alone and in a group."""
-    group = Group.join()
     return {**regression(group), **contrast(group, 1), **contrast(group, 3)}
 
 
-def write_everything(output: Path) -> None:
-    """Write it, from every process under its own name."""
-    rank = Group.join().rank
-    save_file({name: value.contiguous().clone() for name, value in everything().items()}, f"{output}.{rank}")
+def write_everything(output: Path, shared: bool) -> None:
+    """Write it, from every process under its own name.
+
+    Raises:
+        RuntimeError: the processes were to share memory, and do not.
+    """
+    group = Group.join()
+    if shared and group.shared is None:
+        raise RuntimeError("the processes share no memory")
+    group = group if shared else replace(group, shared=None)
+    found = everything(group)
+    save_file({name: value.contiguous().clone() for name, value in found.items()}, f"{output}.{group.rank}")
+
+
+#: One number, a few, more than a process adds up alone, and more than one piece, the last of them odd.
+LENGTHS = (1, 13, WHOLE // 4 + 3, PIECE // 4 * 2 + 5)
+
+
+def message(rank: int, length: int, kind: torch.dtype) -> torch.Tensor:
+    """What a process has to say."""
+    random = torch.Generator().manual_seed(100 * rank + length % 97)
+    return torch.randint(-1000, 1000, (length,), generator=random).to(kind)
+
+
+def write_messages(output: Path) -> None:
+    """Sums and gathers of all lengths and types, of whole tensors and of columns, from every process."""
+    group, found = Group.join(), {}
+    for length in LENGTHS:
+        for kind in (torch.float32, torch.float64, torch.int64):
+            mine = message(group.rank, length, kind)
+            name = f"{length}.{kind}"
+            found[f"gather.{name}"] = group.gather(mine)
+            found[f"sum.{name}"] = group.sum(mine)
+    # In place, in a tensor whose numbers do not lie side by side.
+    table = torch.stack([message(group.rank, 13, torch.float32)] * 3, dim=1)
+    group.sum(table[:, 1])
+    save_file({**found, "table": table}, f"{output}.{group.rank}")
 
 
 def refuse(field: str) -> None:
