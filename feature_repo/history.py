@@ -22,6 +22,8 @@ from feature_repo.asof import FeatureTable, asof_query, literal, quoted
 
 HISTORY_TABLE = "history"
 KNOWN = "__known"
+#: Where an event stands among all of its user's, by which the lists of both labels are put in one order.
+PLACE = "__place"
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,18 @@ def history_query(spec: DatasetSpec, impressions: Path, items: Path) -> str:
     history one microsecond after it happened, and not before it was known: a join as of an impression finds only
     earlier events, never the impression itself nor another of the same time stamp. Lists hold at most
     `history.length` events in the order in which they became known, the most recent last; an item's fields are those
-    that held at the event. The positive events' titles are a list of their own, as long as the others at most: a
-    prompt's history does not get shorter by what a user did not like.
+    that held at the event. With `events: per_label` that many of each label, in one list. The positive events' titles
+    are a list of their own, of at most `history.length`: a prompt's history does not get shorter by what a user did
+    not like.
     """
     assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
     liked = liked_column(spec)
-    kept = "TRUE" if spec.history.events == "all" else f"{LABEL} = 1"
     tables = [f"__events AS MATERIALIZED ({_events(spec, impressions, items)})"]
-    tables += [f"__history AS ({_recent(spec, history_columns(spec), kept)})"]
+    if spec.history.events == "per_label":
+        tables += _per_label(spec)
+    else:
+        kept = "TRUE" if spec.history.events == "all" else f"{LABEL} = 1"
+        tables += [f"__history AS ({_recent(spec, history_columns(spec), kept)})"]
     start = f"WITH {', '.join(tables)}"
     if liked is None:
         return f"{start} SELECT * FROM __history"
@@ -96,13 +102,41 @@ def history_query(spec: DatasetSpec, impressions: Path, items: Path) -> str:
     )
 
 
-def _recent(spec: DatasetSpec, columns: Sequence[HistoryColumn], kept: str) -> str:
+def _per_label(spec: DatasetSpec) -> list[str]:
+    """SQL tables that lead to `__history`: the last events of each label, put in one order by their places."""
+    columns = history_columns(spec)
+    order = f"PARTITION BY {USER_KEY} ORDER BY {KNOWN}, {EVENT_TIMESTAMP}, {IMPRESSION_ID}"
+    placed = [*columns, HistoryColumn(PLACE, PLACE, None)]
+    sides = {name: f"{LABEL} = {label}" for name, label in (("__disliked_events", 0), ("__liked_events", 1))}
+    both = ", ".join(
+        "list_concat(" + ", ".join(f"coalesce({side}.{quoted(column.name)}, [])" for side in sides) + ")"
+        f" AS {quoted(column.name)}"
+        for column in placed
+    )
+    joins = " ".join(
+        f"ASOF LEFT JOIN {side} ON __moments.{USER_KEY} = {side}.{USER_KEY}"
+        f" AND __moments.{EVENT_TIMESTAMP} >= {side}.{EVENT_TIMESTAMP}"
+        for side in sides
+    )
+    ordered = ", ".join(
+        f"list_select({quoted(column.name)}, list_grade_up({PLACE})) AS {quoted(column.name)}" for column in columns
+    )
+    return [
+        f"__placed AS MATERIALIZED (SELECT *, row_number() OVER ({order}) AS {PLACE} FROM __events)",
+        *(f"{side} AS ({_recent(spec, placed, kept, '__placed')})" for side, kept in sides.items()),
+        f"__moments AS (SELECT DISTINCT {USER_KEY}, {KNOWN} AS {EVENT_TIMESTAMP} FROM __events)",
+        f"__both AS (SELECT __moments.{USER_KEY}, __moments.{EVENT_TIMESTAMP}, {both} FROM __moments {joins})",
+        f"__history AS (SELECT {USER_KEY}, {EVENT_TIMESTAMP}, {ordered} FROM __both)",
+    ]
+
+
+def _recent(spec: DatasetSpec, columns: Sequence[HistoryColumn], kept: str, events: str = "__events") -> str:
     """SQL of the lists of the last events that meet a condition, per user and moment at which one became known."""
     assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
     lists = ", ".join(f"list({column.value}) OVER recent AS {quoted(column.name)}" for column in columns)
     newest = f"{EVENT_TIMESTAMP} DESC, {IMPRESSION_ID} DESC"
     return (
-        f"SELECT {USER_KEY}, {KNOWN} AS {EVENT_TIMESTAMP}, {lists} FROM __events WHERE {kept}"
+        f"SELECT {USER_KEY}, {KNOWN} AS {EVENT_TIMESTAMP}, {lists} FROM {events} WHERE {kept}"
         f" WINDOW recent AS (PARTITION BY {USER_KEY} ORDER BY {KNOWN}, {EVENT_TIMESTAMP}, {IMPRESSION_ID}"
         f" ROWS BETWEEN {spec.history.length - 1} PRECEDING AND CURRENT ROW)"
         f" QUALIFY row_number() OVER (PARTITION BY {USER_KEY}, {KNOWN} ORDER BY {newest}) = 1"

@@ -11,8 +11,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
-from components.dataset.events import EPOCH, MOMENTS
-from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec, Kind
+from components.dataset.events import EPOCH, LABELS, MOMENTS
+from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec, HistorySpec, Kind
 from feature_repo.definitions import USER_EVENTS
 from feature_repo.history import HistoryColumn, history_columns, liked_column
 from feature_repo.store import online_rows
@@ -81,7 +81,7 @@ def push_events(store: Any, spec: DatasetSpec, events: Sequence[Event], now: dat
     """
     if spec.history is None:
         raise UserError(f"data set '{spec.name}' has no history that an event could enter; add 'history' to its spec")
-    kept = [event for event in events if event.label == 1 or spec.history.events == "all"]
+    kept = [event for event in events if event.label == 1 or spec.history.events != "positive"]
     if not kept:
         return 0
     by_user: dict[str, list[Event]] = defaultdict(list)
@@ -122,14 +122,24 @@ def _row(
         return None
     late = bool(moments) and new[0].microseconds < max(moments)
     row: dict[str, Any] = {USER_KEY: user}
+    newest = _newest([*(known.get(LABELS) or []), *(event.label for event in new)], spec.history)
     for column in columns:
-        added = [_value(column, event, items) for event in new]
-        row[column.name] = [*(known.get(column.name) or []), *added][-spec.history.length :]
+        every = [*(known.get(column.name) or []), *(_value(column, event, items) for event in new)]
+        row[column.name] = [every[place] for place in newest]
     if liked is not None:
         added = [_value(liked, event, items) for event in new if event.label == 1]
         row[liked.name] = [*(known.get(liked.name) or []), *added][-spec.history.length :]
     row[EVENT_TIMESTAMP] = max(now, new[-1].moment) if late else new[-1].moment + MICROSECOND
     return row
+
+
+def _newest(labels: Sequence[int], history: HistorySpec) -> list[int]:
+    """Places of the events that a history keeps, of events with these labels, oldest first."""
+    places = range(len(labels))
+    if history.events != "per_label":
+        return list(places)[-history.length :]
+    each = [[place for place in places if labels[place] == label][-history.length :] for label in (0, 1)]
+    return sorted(place for kept in each for place in kept)
 
 
 def _value(column: HistoryColumn, event: Event, items: Mapping[str, Mapping[str, Any]]) -> Any:

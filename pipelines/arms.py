@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
-from pipelines.settings import Method, RunSettings, validated
+from pipelines.settings import Backbone, Method, RunSettings, validated
 
 BUILT_IN = Path(__file__).with_name("arms.yaml")
 #: What the comparison itself decides, alike for every arm.
@@ -27,6 +27,7 @@ class Arm(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", description="What stands in the tables.")
     description: str = Field(default="", description="One line for the reader of a table.")
     method: Method = Field(default="ctrl", description="collaborative: clicks alone; ctrl, srp4ctr: stage 1 first.")
+    backbone: Backbone | None = Field(default=None, description="Its own, in the place of the comparison's.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings by section, as --config takes them.")
 
     def over(self, common: dict[str, Any]) -> RunSettings:
@@ -39,7 +40,8 @@ class Arm(BaseModel):
         if taken:
             raise UserError(f"arm '{self.name}': {', '.join(taken)} is the same for all arms; give it to the command")
         try:
-            return validated({**_laid_over(common, self.settings), "method": self.method})
+            own = {"method": self.method} | ({"backbone": self.backbone} if self.backbone else {})
+            return validated(_laid_over(common, self.settings) | own)
         except UserError as error:
             raise UserError(f"arm '{self.name}': {error}") from None
 
@@ -95,5 +97,5 @@ def read_arms(path: Path) -> dict[str, Arm]:
 
 def _explain(error: ValidationError | TypeError) -> str:
     if isinstance(error, TypeError):
-        return "an arm's keys are description, method and settings"
+        return "an arm's keys are description, method, backbone and settings"
     return "; ".join(f"'{'.'.join(map(str, one['loc']))}': {one['msg']}" for one in error.errors())

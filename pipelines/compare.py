@@ -27,7 +27,7 @@ Part = Literal["valid", "test"]
 
 @dataclass(frozen=True)
 class Request:
-    """A comparison: every arm on every backbone with every seed, all else alike.
+    """A comparison: every arm on every backbone, or on the one that it brings, with every seed, all else alike.
 
     `common` holds the settings that all arms share; an arm's own lie over them. Epochs are chosen on the valid part
     in any case; `part` is where the arms are measured: valid while settings are searched for, test at the end.
@@ -81,13 +81,13 @@ def compare(request: Request, tell: Callable[[str], None] = log.info) -> Compari
     settings = validated({**request.common, "dataset": dataset})
     # All settings first: what is wrong with them shall not wait for the data.
     runs = [
-        (arm.name, request.settings(arm, backbone, seed))
+        (arm.name, backbone, request.settings(arm, backbone, seed))
         for seed in request.seeds
         for backbone in request.backbones
         for arm in request.arms
     ]
     training_set = make_training_set(store, settings, request.hold_out_items)
-    trials = [plan_trial(store, arm, run, training_set) for arm, run in runs]
+    trials = [plan_trial(store, arm, backbone, run, training_set) for arm, backbone, run in runs]
     for trial in trials:
         make_embeddings(trial)
     tasks = {task.output: task for trial in trials for task in tasks_of(trial, request.part)}

@@ -73,18 +73,19 @@ class Measured:
 def find(measured: Measured, trials: Sequence[Trial], descriptions: Mapping[str, str]) -> Content:
     """All figures of a comparison, JSON-safe: `arms` by name, each with its spread over seeds and its lift.
 
-    With several backbones an arm is named backbone/arm. The base is the collaborative-only arm, else the first.
+    With several backbones an arm is named backbone/arm; one that brings its own stands beside the others of each. The
+    base is the collaborative-only arm, else the first.
     """
-    backbones = list(dict.fromkeys(trial.backbone for trial in trials))
+    groups = list(dict.fromkeys(trial.group for trial in trials))
     names = list(dict.fromkeys(trial.arm for trial in trials))
     base = COLLABORATIVE if COLLABORATIVE in names else names[0]
     arms: Content = {}
-    for backbone in backbones:
-        runs = {name: [t for t in trials if (t.backbone, t.arm) == (backbone, name)] for name in names}
-        prefix = f"{backbone}/" if len(backbones) > 1 else ""
+    for group in groups:
+        runs = {name: [t for t in trials if (t.group, t.arm) == (group, name)] for name in names}
+        prefix = f"{group}/" if len(groups) > 1 else ""
         based = [measured.scores(trial) for trial in runs[base]]
         for name in [base, *(name for name in names if name != base)]:
-            told = {"backbone": backbone, "description": descriptions[name], "base": f"{prefix}{base}"}
+            told = {"backbone": runs[name][0].backbone, "description": descriptions[name], "base": f"{prefix}{base}"}
             lifted = None if name == base else based
             arms[f"{prefix}{name}"] = {**told, **_arm(measured, runs[name], lifted)}
     return {

@@ -23,6 +23,7 @@ SRP4CTR = "srp4ctr"
 Method = Literal["collaborative", "ctrl", "srp4ctr"]
 Backbone = Literal[
     "autoint",
+    "autoint_history",
     "bst",
     "dcn",
     "dcnv2",
@@ -71,6 +72,11 @@ class RunSettings(BaseModel):
                 f"method {SRP4CTR} pre-trains a sequence encoder; write backbone {SRP4CTR}, or leave it out"
             )
         return content
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether clicks are learnt from texts too, without or after stage 1."""
+        return self.finetune.reads_texts or self.model.text_rows > 0
 
     def parameters(self) -> dict[str, Any]:
         """The pipeline's arguments: every field but the method, which is the pipeline itself."""

@@ -30,8 +30,10 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         UserError: the collaborative-only method is asked to learn from texts.
     """
     method = settings.method
-    if method in {COLLABORATIVE, SRP4CTR} and settings.finetune.reads_texts:
-        raise UserError("finetune.map_rows and finetune.auxiliary.weight need texts; write --method ctrl")
+    if method in {COLLABORATIVE, SRP4CTR} and settings.reads_texts:
+        raise UserError(
+            "finetune.map_rows, finetune.auxiliary.weight and model.text_rows need texts; write --method ctrl"
+        )
     default: dict[str, Any] = settings.parameters()
 
     @dsl.pipeline(name=f"tandem-training-{method}", description=f"Train, gate and deploy with method {method}.")

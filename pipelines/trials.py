@@ -55,10 +55,11 @@ class Store:
 class Trial:
     """One training of one arm, with the folders that it reads and writes.
 
-    `aligned` is None where the arm has no stage 1; prompts and embeddings where it meets no PLM at all.
+    `group` is the backbone of the arms that it is compared with, its own unless the arm brings one. `aligned` is None where the arm has no stage 1; prompts and embeddings where it meets no PLM at all.
     """
 
     arm: str
+    group: str
     backbone: str
     seed: int
     settings: RunSettings
@@ -100,7 +101,7 @@ class Task:
     work: Callable[[], None]
 
 
-def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path) -> Trial:
+def plan_trial(store: Store, arm: str, group: str, settings: RunSettings, training_set: Path) -> Trial:
     """Where everything of a trial lies."""
     finetune = settings.finetune.model_dump(mode="json", exclude=TRAINING_RESOURCES)
     network = {
@@ -113,7 +114,7 @@ def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path
     if settings.method == SRP4CTR:
         pretrain = settings.pretrain.model_dump(mode="json", exclude={"threads"})
         aligned = store.place("pretrained", **network, pretrain=pretrain)
-    elif settings.method != COLLABORATIVE or settings.finetune.reads_texts:
+    elif settings.method != COLLABORATIVE or settings.reads_texts:
         prompts = store.place("prompts", data=training_set.name, prompt=settings.prompt.model_dump(mode="json"))
         encode = settings.encode.model_dump(mode="json", exclude=ENCODE_RESOURCES)
         embeddings = store.place("embeddings", prompts=prompts.name, encode=encode)
@@ -122,11 +123,11 @@ def plan_trial(store: Store, arm: str, settings: RunSettings, training_set: Path
         aligned = store.place("aligned", **network, embeddings=embeddings.name, align=stage_1)
     read = {
         "start": aligned.name if aligned else None,
-        "texts": embeddings.name if embeddings and settings.finetune.reads_texts else None,
+        "texts": embeddings.name if embeddings and settings.reads_texts else None,
     }
     trained = store.place("trained", **network, finetune=finetune, **read)
     places = training_set, prompts, embeddings, aligned, trained
-    return Trial(arm, settings.backbone, settings.seed, settings, *places)
+    return Trial(arm, group, settings.backbone, settings.seed, settings, *places)
 
 
 def make_training_set(store: Store, settings: RunSettings, hold_out_items: float = 0.0) -> Path:

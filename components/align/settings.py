@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.models.plm import PlmSpec
 from components.objectives.settings import ContrastSettings
@@ -29,3 +29,9 @@ class AlignSettings(ContrastSettings, ProcessSettings):
     )
     lora_rank: int = Field(default=8, ge=1, le=1024, description="lora: rank of the adapters.")
     health_rows: int = Field(default=2048, ge=8, le=8192, description="Validation rows of the health report.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.liked_texts and self.plm_mode != "frozen":
+            raise ValueError("liked_texts is the mean of embeddings that are at hand; write plm_mode: frozen")
+        return self

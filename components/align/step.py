@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from components.align.settings import AlignSettings
 from components.dataset.embeddings import EmbeddingSet
 from components.dataset.errors import UserError
 from components.dataset.prompts import PromptSet
-from components.dataset.training_set import TrainingSet
+from components.dataset.training_set import SplitArrays, TrainingSet
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
 from components.objectives.contrastive import info_nce
@@ -27,6 +27,7 @@ from components.training.checkpoints import save_model
 from components.training.contrast import Contrast
 from components.training.device import pick_device
 from components.training.group import Group
+from components.training.item_texts import give_texts, with_liked
 from components.training.launch import processes_to_start, train_together
 from components.training.loop import TrainingError
 from components.training.optimizer import LazyAdam
@@ -44,13 +45,17 @@ class Alignment:
     """One alignment in progress: the model, the heads, and the rows of both modalities on one device."""
 
     def __init__(
-        self, model: CollaborativeModel, texts: Texts, data: TrainingSet, settings: AlignSettings, seed: int
+        self,
+        model: CollaborativeModel,
+        texts: Texts,
+        arrays: Mapping[str, SplitArrays],
+        settings: AlignSettings,
+        seed: int,
     ) -> None:
         self.group = Group.join()
         self.device = self.group.device
         self.settings = settings
         self.model = model.to(self.device)
-        arrays = {part: data.arrays(part) for part in PARTS}
         self.contrast = Contrast(texts, arrays, model.width, settings).to(self.device)
         self.ids = {part: torch.from_numpy(rows.ids).to(self.device) for part, rows in arrays.items()}
         self.generator = torch.Generator().manual_seed(seed)
@@ -232,8 +237,13 @@ def align(
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
     frozen, encoded = read_texts(prompts, embeddings, pick_device())
     seed_everything(seed)
+    network = build_backbone(backbone, data.layout, model)
+    arrays = {part: data.arrays(part) for part in PARTS}
+    give_texts(network, frozen, arrays["train"])
+    if settings.liked_texts:
+        frozen = with_liked(frozen, data.layout, arrays)
     texts = _texts(frozen, prompts, encoded, settings)
-    work = Alignment(build_backbone(backbone, data.layout, model), texts, data, settings, seed)
+    work = Alignment(network, texts, arrays, settings, seed)
     before = work.health()
     decides: dict[str, Any] = {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
     inputs = inputs_digest(training_set, prompts, embeddings)

@@ -235,7 +235,10 @@ class HistorySpec(_Model):
     """
 
     length: int = Field(default=20, ge=1, le=1000, description="Most recent events that are kept.")
-    events: Literal["all", "positive"] = Field(default="all", description="All impressions, or those with label 1.")
+    events: Literal["all", "positive", "per_label"] = Field(
+        default="all",
+        description="All impressions, those with label 1, or 'length' of each label: what is rare is not crowded out.",
+    )
     fields: tuple[str, ...] = Field(default=(), description="Item fields kept per event.")
     behaviour: tuple[str, ...] = Field(
         default=(), description="Context fields kept per event, those known after the impression too."
@@ -244,6 +247,11 @@ class HistorySpec(_Model):
         default=None, description="Item field that names an item in the prompt, which tells of positive events only."
     )
     words: str = Field(default="who has recently viewed", description="Words before the history in the prompt.")
+
+    @property
+    def slots(self) -> int:
+        """Events that the input has room for."""
+        return 2 * self.length if self.events == "per_label" else self.length
 
 
 class ActivitySpec(_Model):

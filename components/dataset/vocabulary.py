@@ -148,7 +148,7 @@ class Vocabulary:
         inputs = {field.name for field in fields}
         own = [spec.field(name) for name in spec.history.behaviour if name in known and name not in inputs]
         behaviour = tuple(FieldVocabulary.fit(field, train[field.table_column]) for field in own)
-        return cls(fields, tuple((name, spec.history.length) for name in known), behaviour)
+        return cls(fields, tuple((name, spec.history.slots) for name in known), behaviour)
 
     def without_history(self) -> Self:
         """The vocabulary of a model that does not read the history."""

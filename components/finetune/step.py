@@ -21,6 +21,7 @@ from components.training.contrast import HEADS, Contrast
 from components.training.device import pick_device
 from components.training.group import Group
 from components.training.growth import settle
+from components.training.item_texts import give_texts, with_liked
 from components.training.launch import processes_to_start, train_together
 from components.training.learner import Learner
 from components.training.loop import fit
@@ -47,8 +48,8 @@ def finetune(
     """Train one arm and write its checkpoint and curve.json, and the maps of new ids' rows where it has learnt them.
 
     Every arm of a run is given the same seed, so that all see the same batches in the same order. Prompts and
-    embeddings are read where the settings ask for mapped rows or for alignment beside the clicks. An arm that is given
-    none is the one that has never met the PLM, and does without both.
+    embeddings are read where the settings ask for mapped rows, for text rows or for alignment beside the clicks. An
+    arm that is given none is the one that has never met the PLM, and does without all three.
 
     Returns:
         The training curve with the chosen epoch.
@@ -68,14 +69,16 @@ def finetune(
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    texts = _texts(settings, prompts, embeddings)
+    texts = _texts(settings.reads_texts or model.text_rows > 0, prompts, embeddings)
     seed_everything(seed)
     network = build_backbone(backbone, data.layout, model)
+    train = data.arrays("train")
+    if texts is not None:
+        give_texts(network, texts, train)
     if checkpoint is not None:
         _continue_from(network, checkpoint)
         if settings.frozen:
             _freeze(network)
-    train = data.arrays("train")
     learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
     inputs = inputs_digest(training_set, prompts, embeddings or [], checkpoint)
     decides = {"arm": arm, "backbone": backbone, "model": model, "inputs": inputs}
@@ -89,8 +92,8 @@ def finetune(
     return curve
 
 
-def _texts(settings: FinetuneSettings, prompts: Path | None, embeddings: list[Path] | None) -> TextRows | None:
-    if prompts is None or not embeddings or not settings.reads_texts:
+def _texts(read: bool, prompts: Path | None, embeddings: list[Path] | None) -> TextRows | None:
+    if prompts is None or not embeddings or not read:
         return None
     return read_texts(prompts, embeddings, pick_device())[0]
 
@@ -112,7 +115,8 @@ def _learner(
         maps = RowMaps(network.layout, settings.map_rows, texts.dim, network.config.embedding_dim)
     auxiliary = settings.auxiliary
     if texts is not None and auxiliary.weight > 0:
-        contrast = Contrast(texts, {"train": train}, network.width, auxiliary)
+        told = with_liked(texts, network.layout, {"train": train}) if auxiliary.liked_texts else texts
+        contrast = Contrast(told, {"train": train}, network.width, auxiliary)
         if checkpoint is not None:
             _continue_heads(contrast, checkpoint)
     return Learner(
@@ -135,7 +139,7 @@ def _continue_heads(contrast: Contrast, checkpoint: Path) -> None:
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in fresh.items()}:
         raise UserError(
             "finetune.auxiliary has other projections than align; "
-            "give similarity, projection, subspaces and width alike"
+            "give similarity, projection, subspaces, width and liked_texts alike"
         )
     contrast.heads.load_state_dict(weights)
 

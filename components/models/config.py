@@ -32,6 +32,13 @@ class BackboneConfig(BaseModel):
     )
     sequence_layers: int = Field(default=1, ge=1, le=16, description="bst: transformer layers over the history.")
 
+    text_rows: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="autoint_history: components kept of each item's text vector, for a row of its own; 0: none.",
+    )
+
     encoder_layers: int = Field(default=2, ge=1, le=16, description="srp4ctr: layers of the sequence encoder.")
     cross_attention: bool = Field(default=True, description="srp4ctr: uni cross-attention of the item in every layer.")
     queries: int = Field(default=4, ge=0, le=64, description="srp4ctr: queries to the sequence; 0 for none.")

@@ -113,6 +113,15 @@ class Folding(nn.Module, ABC):
         return (self.meet(ids, *parts) + self.bias).squeeze(-1)
 
 
+def rows_of(table: nn.Embedding, whole: InputLayout, part: InputLayout) -> nn.Embedding:
+    """The rows of a table for the ids of a part of its layout, histories' too."""
+    rows = torch.zeros(part.vocabulary_size, table.embedding_dim)
+    for slots in (*part.fields, *part.history):
+        old = whole.field(slots.name).offset
+        rows[slots.offset : slots.offset + slots.size] = table.weight.detach()[old : old + slots.size]
+    return nn.Embedding(rows.shape[0], rows.shape[1], padding_idx=PADDING, _weight=rows)
+
+
 def output_weights(model: CollaborativeModel, *widths: int) -> list[Tensor]:
     """The output layer's weights for consecutive parts of the representation, [width, 1] each."""
     return list(model.head.weight.detach().T.split(list(widths)))  # type: ignore[no-untyped-call]

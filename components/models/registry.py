@@ -5,6 +5,7 @@ from __future__ import annotations
 from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
 from components.models.autoint import AutoInt
+from components.models.autoint_history import AutoIntHistory
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.bst import BST
 from components.models.dcn import DCN
@@ -20,6 +21,7 @@ from components.models.xdeepfm import XDeepFM
 
 BACKBONES: dict[str, type[CollaborativeModel]] = {
     "autoint": AutoInt,
+    "autoint_history": AutoIntHistory,
     "bst": BST,
     "dcn": DCN,
     "dcnv2": DCNv2,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.dataset.layout import CANDIDATE, REQUEST, InputLayout
 from components.models.base import BackboneConfig, CollaborativeModel, mlp
 from components.models.embedding import INITIAL_STD
-from components.models.folding import Folding, SplitLinear
+from components.models.folding import Folding, SplitLinear, rows_of
 from components.models.sequence import Attention, FeedForward, SequenceEncoder, SequenceLayer
 
 
@@ -112,8 +112,8 @@ class FoldedSRP4CTR(Folding):
         encoder, width = model.encoder, model.config.embedding_dim
         request, candidate = model.layout.of(REQUEST), model.layout.of(CANDIDATE)
         self.encoder, self.item_layers, self.querying = copy.deepcopy((encoder, model.item_layers, model.querying))
-        self.encoder.table = _rows_of(encoder.table, model.layout, request)
-        self.tokens = _rows_of(encoder.table, model.layout, candidate)
+        self.encoder.table = rows_of(encoder.table, model.layout, request)
+        self.tokens = rows_of(encoder.table, model.layout, candidate)
         seen = [request.field(slots.name) for slots in encoder.events.slots]
         places = [slots.start + event for event in range(encoder.events.length) for slots in seen]
         self.encoder.events.columns = torch.tensor(places)
@@ -149,12 +149,3 @@ class FoldedSRP4CTR(Folding):
             hidden = hidden + stream.flatten(1) @ self.streams[: stream.shape[2]]
         found: Tensor = self.rest(hidden) @ self.output
         return found
-
-
-def _rows_of(table: nn.Embedding, whole: InputLayout, part: InputLayout) -> nn.Embedding:
-    """The rows of a table for the ids of a part of its layout."""
-    rows = torch.zeros(part.vocabulary_size, table.embedding_dim)
-    for slots in (*part.fields, *part.history):
-        old = whole.field(slots.name).offset
-        rows[slots.offset : slots.offset + slots.size] = table.weight.detach()[old : old + slots.size]
-    return nn.Embedding(rows.shape[0], rows.shape[1], padding_idx=0, _weight=rows)

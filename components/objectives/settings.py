@@ -20,6 +20,10 @@ class ContrastSettings(BaseModel):
     subspaces: int = Field(default=4, ge=1, le=64, description="Number M of sub-spaces.")
     width: int = Field(default=32, ge=1, le=1024, description="Width of a sub-space.")
     normalise: bool = Field(default=True, description="L2-normalise the sub-vectors.")
+    liked_texts: bool = Field(
+        default=False,
+        description="Beside the user's and the item's text the mean of those of the liked items in the history.",
+    )
     mask_duplicates: bool = Field(
         default=True, description="Equal (user, item) pairs in a batch, and equal texts, are no negatives."
     )

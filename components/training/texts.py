@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from components.dataset.embeddings import EmbeddingSet
 from components.dataset.errors import UserError
@@ -42,9 +43,17 @@ class TextRows:
         matrix: Embeddings [texts, d], float32.
         index: For each part, the text number of each row by column: user_text and item_text, or row_text.
         device: Where the vectors shall lie.
+        liked: For each part, the numbers of the texts [n, L] whose mean stands behind those of the index; where a row
+            has fewer, the number of texts.
     """
 
-    def __init__(self, matrix: Tensor, index: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,
+        index: Mapping[str, Mapping[str, Tensor]],
+        device: torch.device,
+        liked: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.matrix = matrix.to(device)
         self.columns = tuple(next(iter(index.values())))
         self.index = {
@@ -52,11 +61,24 @@ class TextRows:
         }
         self.device = device
         self.dim = matrix.shape[1]
-        self.width = self.dim * len(self.columns)
+        self.liked = None if liked is None else {part: numbers.to(device) for part, numbers in liked.items()}
+        # The texts' mean skips a row of zeros behind all others.
+        self.padded = None if liked is None else functional.pad(self.matrix, (0, 0, 0, 1))
+        self.width = self.dim * (len(self.columns) + (liked is not None))
 
     def __call__(self, part: str, rows: Tensor) -> Tensor:
-        """Vectors [len(rows), width] of these rows of a part."""
-        return self.matrix[self.numbers(part, rows)].flatten(1)
+        """Vectors [len(rows), width] of these rows of a part; the mean of no text is zero."""
+        vectors = self.matrix[self.numbers(part, rows)].flatten(1)
+        if self.liked is None or self.padded is None:
+            return vectors
+        liked = self.liked[part][rows]
+        mean = functional.embedding_bag(liked, self.padded, mode="mean", padding_idx=len(self.matrix))
+        return torch.cat([vectors, mean], dim=1)
+
+    def beside(self, liked: Mapping[str, Tensor]) -> Self:
+        """The same vectors, and behind them the mean of those of other texts, as `liked` in the constructor."""
+        index = {part: dict(zip(self.columns, numbers.unbind(1), strict=True)) for part, numbers in self.index.items()}
+        return type(self)(self.matrix, index, self.device, liked)
 
     def numbers(self, part: str, rows: Tensor) -> Tensor:
         """Text numbers [len(rows), columns] of these rows of a part: equal numbers are equal texts."""

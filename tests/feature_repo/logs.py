@@ -143,13 +143,15 @@ def naive_history(spec, log, items, created):
         ]
         before.sort(key=lambda event: (known_from(event), event["event_timestamp"], event["impression_id"]))
         liked = [event for event in before if event["label"]]
-        events = before if spec.history.events == "all" else liked
+        events = liked if spec.history.events == "positive" else before
+        newest = events[-spec.history.length :]
+        if spec.history.events == "per_label":
+            disliked = [event for event in before if not event["label"]][-spec.history.length :]
+            newest = [event for event in before if event in disliked or event in liked[-spec.history.length :]]
         of_item = {e["impression_id"]: naive_item(items, e, created) for e in before}
         histories.append(
             {
-                "history": [
-                    naive_event(event, of_item[event["impression_id"]]) for event in events[-spec.history.length :]
-                ],
+                "history": [naive_event(event, of_item[event["impression_id"]]) for event in newest],
                 "liked_title": [of_item[e["impression_id"]]["title"] or "" for e in liked[-spec.history.length :]],
             }
         )

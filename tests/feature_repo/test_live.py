@@ -45,9 +45,9 @@ def histories(opened, spec):
     return {name: [str(value or []) for value in values] for name, values in rows.items()}
 
 
-@pytest.mark.parametrize("events", ["all", "positive"])
-def test_pushed_histories_equal_materialised_ones(room, tmp_path, monkeypatch, events):
-    spec = logs.make_spec(history=HISTORY | {"events": events})
+@pytest.mark.parametrize(("events", "length"), [("all", 3), ("positive", 3), ("per_label", 1)])
+def test_pushed_histories_equal_materialised_ones(room, tmp_path, monkeypatch, events, length):
+    spec = logs.make_spec(history=HISTORY | {"events": events, "length": length})
     expected = histories(online_after(tmp_path, monkeypatch, spec, ROWS, "whole"), spec)
     opened = online_after(tmp_path, monkeypatch, spec, ROWS[:3], "live")
     assert histories(opened, spec) != expected

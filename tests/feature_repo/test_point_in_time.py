@@ -54,7 +54,7 @@ EVENT = ("item_id", "genres", "price", "page", "label", "timestamp")
 @few
 @given(
     log=logs.impressions(), items=logs.tables("items"), length=st.integers(1, 6), created=st.booleans(),
-    events=st.sampled_from(["all", "positive"]), delays=st.lists(st.integers(0, 4), min_size=25, max_size=25),
+    events=st.sampled_from(["all", "positive", "per_label"]), delays=st.lists(st.integers(0, 4), min_size=25, max_size=25),
     late=st.booleans(),
 )  # fmt: skip
 def test_history_equals_the_naive_one(retrieved, log, items, length, created, events, delays, late):

@@ -151,7 +151,9 @@ def test_items_can_be_held_out_of_training(shop):
 
 
 def planned(**changes):
-    return plan_trial(Store(Path("/nowhere")), "arm", RunSettings(**{"method": "ctrl", **changes}), Path("/data/a"))
+    return plan_trial(
+        Store(Path("/nowhere")), "arm", "autoint", RunSettings(**{"method": "ctrl", **changes}), Path("/data/a")
+    )
 
 
 def test_what_decides_a_result_names_its_folder():

@@ -67,6 +67,8 @@ def model_of(name, layout=MIXED, config=SMALL, seed=0):
         for name_, buffer in model.named_buffers():
             if name_.endswith(("running_mean", "running_var")):
                 buffer.uniform_(0.5, 1.5)
+            if name_.endswith("vectors"):
+                buffer[1:].normal_(std=0.5)
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.weight[0] = 0.0

@@ -85,6 +85,10 @@ def pnn(model, w, e, ids):
 
 
 def autoint(model, w, e, ids):
+    return np.concatenate([interacted(model, w, e), mlp(w, e.ravel())])
+
+
+def interacted(model, w, e):
     x, heads = e, model.config.heads
     for layer in range(model.config.layers):
         query, key, value, residual = np.split(w[f"attention.{layer}.project.weight"], 4)
@@ -97,7 +101,7 @@ def autoint(model, w, e, ids):
                 out[m, part] = sum(a * (value[part] @ x[k]) for k, a in enumerate(softmax(scores)))
             out[m] = relu(out[m] + residual @ x[m])
         x = out
-    return np.concatenate([x.ravel(), mlp(w, e.ravel())])
+    return x.ravel()
 
 
 def fibinet(model, w, e, ids):
@@ -227,8 +231,41 @@ def srp4ctr(model, w, e, ids):
     return mlp(w, np.concatenate(pieces))
 
 
+def autoint_history(model, w, e, ids):
+    """AutoInt's own formulas over the fields' rows and, behind them, what the candidate finds in its history."""
+    table, seen, heads = w["embedding.table.weight"], model.layout.history, model.config.heads
+    shown = model.layout.fields[-1]
+    (label,) = (slots for slots in seen if slots.name == "history_label")
+    kinds = ([], [])  # liked, disliked
+    for place in range(seen[0].width):
+        if (item := ids[seen[0].start + place]) != 0:
+            row = sum(table[ids[s.start + place]] for s in seen if s.name not in ("history_gap", "history_hour"))
+            kinds[int(ids[label.start + place] != label.offset + 4)].append((row, item))
+    found = []
+    for events in kinds:
+        query = w["history.query.weight"] @ e[-1]
+        # One more event that everyone has: its key and value are zero.
+        keys, values = ([w[f"history.{of}.weight"] @ row for row, _ in events] for of in ("key", "value"))
+        nothing = np.zeros_like(query)
+        found.append(attended(query, [*keys, nothing], [*values, nothing], heads))
+    cosines = []
+    if model.config.text_rows:
+        text = lambda item: w["texts.vectors"][item - shown.offset + 1]  # noqa: E731
+        candidate = text(ids[shown.start])
+        found.append(linear(w, "text_row", candidate))
+        near = [[candidate @ text(item) for _, item in events] for events in kinds]
+        for events, values, sharpness in zip(kinds, near, w["alike.sharpness"], strict=True):
+            rows = [linear(w, "text_row", text(item)) for _, item in events]
+            shares = softmax(np.array(values) * sharpness) if values else []
+            found.append(sum((share * row for share, row in zip(shares, rows, strict=True)), np.zeros_like(query)))
+        cosines = [max(values, default=0.0) for values in near]
+        cosines += [np.mean(values) if values else 0.0 for values in near]
+    rows = np.stack([*e, *found])
+    return np.concatenate([interacted(model, w, rows), mlp(w, np.concatenate([rows.ravel(), cosines]))])
+
+
 WITHOUT_HISTORY = (wide_deep, deepfm, dcn, dcnv2, pnn, autoint, fibinet, xdeepfm)
-BY_NAME = {f.__name__: f for f in (*WITHOUT_HISTORY, mean_history, din, bst, srp4ctr)}
+BY_NAME = {f.__name__: f for f in (*WITHOUT_HISTORY, mean_history, din, bst, srp4ctr, autoint_history)}
 
 
 def representation(name, model, ids):

@@ -19,6 +19,8 @@ VARIANTS = [(name, {}) for name in BACKBONES] + [
     ("fibinet", {"bilinear": "all"}),
     ("fibinet", {"bilinear": "interaction"}),
     ("autoint", {"heads": 1, "attention_dim": 3, "layers": 3}),
+    ("autoint_history", {"text_rows": 5}),
+    ("autoint_history", {"heads": 1, "layers": 1, "text_rows": 2}),
     ("srp4ctr", {"encoder_layers": 1, "queries": 0}),
     ("srp4ctr", {"cross_attention": False}),
 ]

@@ -120,12 +120,23 @@ def test_large_scores_do_not_overflow():
         torch.testing.assert_close(found, torch.sigmoid(model(ids)), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"queries": 0}, {"cross_attention": False}, {"encoder_layers": 3}])
-def test_a_sequence_is_encoded_once_for_all_candidates(changes, tmp_path):
+SEQUENCES = [
+    ("srp4ctr", {}),
+    ("srp4ctr", {"queries": 0}),
+    ("srp4ctr", {"cross_attention": False}),
+    ("srp4ctr", {"encoder_layers": 3}),
+    ("autoint_history", {}),
+    ("autoint_history", {"text_rows": 5, "heads": 1}),
+    ("autoint_history", {"text_rows": 5, "layers": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), SEQUENCES)
+def test_a_sequence_is_read_once_for_all_candidates(name, changes):
     """Folded logits equal unfolded ones within 1e-6, with as many events as fit, some, and none."""
     layout = layout_of(1, 3, 1, 1, 2, history=4)
     # In double precision, so that what differs is the computation and not its rounding.
-    model = without_batch_norm(model_of("srp4ctr", layout, SMALL.model_copy(update=changes)))
+    model = without_batch_norm(model_of(name, layout, SMALL.model_copy(update=changes)))
     folding, model = model.fold().eval().double(), model.double()
     for rows, seed in ((1, 1), (2, 2), (23, 3)):
         for empty in (0, 2, 4):
@@ -139,9 +150,10 @@ def test_a_sequence_is_encoded_once_for_all_candidates(changes, tmp_path):
                 torch.testing.assert_close(found, model(ids), rtol=1e-6, atol=1e-6)
 
 
-def test_the_files_of_a_sequence_model_equal_it(tmp_path):
+@pytest.mark.parametrize(("name", "changes"), [("srp4ctr", {}), ("autoint_history", {"text_rows": 5})])
+def test_the_files_of_a_sequence_model_equal_it(name, changes, tmp_path):
     layout = layout_of(1, 3, 1, 1, 2, history=4)
-    model = model_of("srp4ctr", layout)
+    model = model_of(name, layout, SMALL.model_copy(update=changes))
     assert export_folded(model, tmp_path / "items.onnx", tmp_path / "ranker.onnx")
     first, second = (onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")) for name in ("items", "ranker"))
     names = [output.name for output in first.get_outputs()]
