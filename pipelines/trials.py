@@ -55,7 +55,8 @@ class Store:
 class Trial:
     """One training of one arm, with the folders that it reads and writes.
 
-    `group` is the backbone of the arms that it is compared with, its own unless the arm brings one. `aligned` is None where the arm has no stage 1; prompts and embeddings where it meets no PLM at all.
+    `group` is the backbone of the arms that it is compared with, its own unless the arm brings one. `aligned` is None
+    where the arm has no stage 1; prompts and embeddings where it meets no PLM at all.
     """
 
     arm: str

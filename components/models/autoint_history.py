@@ -115,6 +115,9 @@ class AutoIntHistory(CollaborativeModel):
 
     reads_history: ClassVar[bool] = True
 
+    kept: Tensor
+    texts: ItemTexts | None
+
     def __init__(self, layout: InputLayout, config: BackboneConfig) -> None:
         super().__init__(layout, config)
         dim = config.embedding_dim
@@ -137,8 +140,6 @@ class AutoIntHistory(CollaborativeModel):
         self.attention = nn.Sequential(*(InteractingLayer(width, config) for width in widths))
         self.deep = mlp(self.rows * dim + (4 if config.text_rows else 0), config)
         self.set_width(self.rows * config.attention_dim + config.hidden[-1])
-
-    kept: Tensor
 
     def read(self, ids: Tensor, table: nn.Embedding, texts: ItemTexts | None) -> Seen:
         """What events' ids [batch, L, A] hold, before a candidate asks."""
@@ -202,8 +203,9 @@ class FoldedAutoIntHistory(Folding):
         self.asking = self.sides.item.index(model.place)
         if model.texts is not None:
             self.model.texts = model.texts.at(seen[0].offset)
-            self.of_items = model.texts.at(self.shown.offset)
-        self.attention = nn.Sequential(*(layer.served() for layer in model.attention))
+            self.item_texts = model.texts.at(self.shown.offset)
+        layers = (layer for layer in model.attention if isinstance(layer, InteractingLayer))
+        self.attention = nn.Sequential(*(layer.served() for layer in layers))
         first, dim = model.deep[0], model.config.embedding_dim
         assert isinstance(first, nn.Linear)  # noqa: S101  (so `mlp` begins)
         of_fields = model.fields * dim
@@ -219,7 +221,7 @@ class FoldedAutoIntHistory(Folding):
         parts = rows, self.model.asked(rows[:, self.asking]), self.of_fields.item(rows)
         if self.model.texts is None:
             return parts
-        return *parts, self.of_items(ids[:, self.shown.start])
+        return *parts, self.item_texts(ids[:, self.shown.start])
 
     def meet(self, ids: Tensor, *parts: Tensor) -> Tensor:
         """Logits [n, 1] less the bias."""
@@ -231,4 +233,5 @@ class FoldedAutoIntHistory(Folding):
         of_found = torch.cat([found.flatten(1), cosines], dim=1) @ self.of_found
         deep = self.rest(hidden + self.of_fields.request(request) + of_found)
         attended: Tensor = self.attention(rows).flatten(1) @ self.outputs[0]
-        return attended + deep @ self.outputs[1]
+        logits: Tensor = attended + deep @ self.outputs[1]
+        return logits

@@ -54,9 +54,8 @@ def give_texts(model: CollaborativeModel, texts: TextRows, train: SplitArrays) -
     vectors = texts.matrix[torch.from_numpy(numbers[codes])].float().cpu()
     width = model.texts.vectors.shape[1]
     if width > min(vectors.shape):
-        raise UserError(
-            f"model.text_rows={width} is more than {len(codes)} items' texts of {texts.dim} numbers can give"
-        )
+        given = f"{len(codes)} items' texts of {texts.dim} numbers"
+        raise UserError(f"model.text_rows={width} is more than {given} can give; lower it")
     centred = vectors - vectors.mean(0)
     *_, directions = torch.linalg.svd(centred, full_matrices=False)
     components = centred @ directions[:width].T

@@ -54,8 +54,8 @@ EVENT = ("item_id", "genres", "price", "page", "label", "timestamp")
 @few
 @given(
     log=logs.impressions(), items=logs.tables("items"), length=st.integers(1, 6), created=st.booleans(),
-    events=st.sampled_from(["all", "positive", "per_label"]), delays=st.lists(st.integers(0, 4), min_size=25, max_size=25),
-    late=st.booleans(),
+    events=st.sampled_from(["all", "positive", "per_label"]), late=st.booleans(),
+    delays=st.lists(st.integers(0, 4), min_size=25, max_size=25),
 )  # fmt: skip
 def test_history_equals_the_naive_one(retrieved, log, items, length, created, events, delays, late):
     """With ties in time, repetitions, and events that become known long after they happened."""

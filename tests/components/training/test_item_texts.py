@@ -124,7 +124,7 @@ def test_a_later_text_of_an_item_counts(room):
 def test_more_components_than_texts_are_refused(room):
     parts, texts = room
     model = build_backbone("autoint_history", LAYOUT, CONFIG.model_copy(update={"text_rows": 6}))
-    with pytest.raises(UserError, match="model.text_rows=6 is more than 11 items' texts of 5 numbers"):
+    with pytest.raises(UserError, match=r"model\.text_rows=6 is more than 11 items' texts of 5 numbers"):
         give_texts(model, texts, parts["train"])
 
 
