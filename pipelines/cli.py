@@ -66,8 +66,8 @@ Config = Annotated[Path | None, typer.Option(help="YAML file of settings, with t
 Backbone = Annotated[
     str | None,
     typer.Option(
-        help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm; with history bst, din, mean_history "
-        "or srp4ctr. [default: autoint; srp4ctr for its method]"
+        help="autoint, dcn, dcnv2, deepfm, fibinet, pnn, wide_deep or xdeepfm; with history autoint_history, bst, din, "
+        "mean_history or srp4ctr. [default: autoint; srp4ctr for its method]"
     ),
 ]
 

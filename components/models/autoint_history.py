@@ -123,6 +123,10 @@ class AutoIntHistory(CollaborativeModel):
         dim = config.embedding_dim
         self.events = EventRows(layout)
         names = [slots.name for slots in self.events.slots]
+        if LABELS not in names:
+            raise UserError(
+                "the history tells no likes from dislikes, for its events have no label; run retrieve again"
+            )
         self.label = names.index(LABELS)
         self.liked = self.events.slots[self.label].offset + FIRST_VALUE + 1
         #: Place among the fields of what identifies the candidate, by which it asks.

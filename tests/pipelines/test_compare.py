@@ -20,7 +20,7 @@ from pipelines.compare import Request, carry_out, compare
 from pipelines.findings import over_seeds, spread
 from pipelines.settings import RunSettings, assigned
 from pipelines.trials import Store, Task, plan_trial
-from tests.pipelines.shop import QUICK, QUICKLY, tandem, write_shop
+from tests.pipelines.shop import QUICK, QUICKLY, tandem, write_shop, write_spec
 
 ARMS = """
 short:
@@ -32,6 +32,22 @@ mapped:
   method: collaborative
   settings: {finetune: {map_rows: [item], hidden_items: 0.2}}
 """
+
+LOOKING_BACK = """
+texts:
+  method: collaborative
+  backbone: autoint_history
+  settings: {model: {text_rows: 6}, finetune: {hidden_users: 0.3}}
+texts_aligned:
+  method: ctrl
+  backbone: autoint_history
+  settings:
+    model: {text_rows: 6}
+    align: {similarity: cosine, temperature: 0.1, liked_texts: true}
+    finetune: {auxiliary: {weight: 0.1, rows: 100, similarity: cosine, liked_texts: true}}
+"""
+#: What each of the shop's items brings along.
+ITEM_COLUMNS = {"item_id", "product_id", "colours", "price"}
 
 
 def by_command(folder: Path, *arguments: str) -> tuple[dict, list[str]]:
@@ -147,6 +163,70 @@ def test_items_can_be_held_out_of_training(shop):
     assert "30% of the items held out" in Path(found["paths"]["table"]).read_text()
 
 
+@pytest.fixture(scope="module")
+def looked_back(tmp_path_factory):
+    """The shop with a history: arms with a backbone of their own beside AutoInt; folder, findings, what was made."""
+    folder = tmp_path_factory.mktemp("history")
+    write_shop(folder)
+    history = {"length": 4, "events": "per_label", "behaviour": ["device"], "title": "title"}
+    write_spec(folder, history=history)
+    (folder / "arms.yaml").write_text(LOOKING_BACK)
+    found, made = compared(folder, arms=("collaborative", "texts", "texts_aligned"))
+    return folder, found, made
+
+
+def test_an_arm_may_bring_its_own_backbone(looked_back):
+    _, found, made = looked_back
+    assert [line.split("] ")[1].split(",")[0] for line in made] == [
+        "train autoint",
+        "train autoint_history",
+        "align autoint_history",
+        "train autoint_history",
+    ]
+    arms = found["arms"]
+    assert [arm["backbone"] for arm in arms.values()] == ["autoint", "autoint_history", "autoint_history"]
+    assert {arm["base"] for arm in arms.values()} == {"collaborative"}
+    for name in ("texts", "texts_aligned"):
+        difference = arms[name]["auc"]["by_seed"]["1"] - arms["collaborative"]["auc"]["by_seed"]["1"]
+        assert arms[name]["lift"]["overall"]["by_seed"]["1"]["auc_difference"] == pytest.approx(difference)
+        assert arms[name]["encoding_seconds"] > 0
+
+
+def test_what_holds_texts_is_served_without_the_plm(looked_back, tmp_path):
+    """The bundle of the arm with everything: same probabilities whole and folded, and nothing of the PLM in it."""
+    from components.dataset.bundle import ITEMS, RANKER, Bundle
+    from components.models.plm import WHEEL, PlmSpec
+    from components.register.export import Source, write_bundle
+    from components.register.proof import UsedPlm, held_tensors
+    from components.register.settings import RunInfo
+    from components.training.checkpoints import load_model
+    from serving.scorer import Scorer
+
+    store = looked_back[0] / "home" / "comparisons"
+    meta = {path: json.loads((path / "config.json").read_text())["meta"] for path in (store / "trained").iterdir()}
+    (trained,) = (path for path, told in meta.items() if told["arm"] == "texts_aligned")
+    vectors = load_model(trained).texts.vectors
+    assert vectors[4:].norm(dim=1).numpy() == pytest.approx(1.0)
+    (data,) = (store / "training_sets").iterdir()
+    source = Source(data, tmp_path / "evaluation", trained, UsedPlm(PlmSpec(name=WHEEL), None), "p" * 64)
+    run = RunInfo(run_id="made", dataset="shop", method="ctrl", backbone="autoint_history", seed=1)
+    manifest = write_bundle(source, tmp_path / "bundle", run)
+    proof = manifest["proof"]
+    assert proof["plm_free"] and proof["plm"]["compared"] and manifest["folded"]
+    for file in (ITEMS, RANKER):
+        assert [*vectors.shape] in [tensor["shape"] for tensor in proof["folded"][file]["tensors"]]
+    # The PLM's own vectors are wider than anything that is served.
+    assert max(max(held.shape, default=0) for held in held_tensors(tmp_path / "bundle" / ITEMS)) < 384
+    scorer = Scorer(Bundle.open(tmp_path / "bundle"))  # compares the golden rows, whole and folded
+    rows = Bundle.open(tmp_path / "bundle").golden().to_pylist()
+    keys = [row["item_id"] for row in rows]
+    ranked, _ = scorer.rank(rows[0], keys, dict(zip(keys, rows, strict=True)))
+    whole = scorer.probabilities({name: [rows[0][name] if name not in ITEM_COLUMNS else row[name] for row in rows]
+                                  for name in scorer.bundle.vocabulary.columns})  # fmt: skip
+    np.testing.assert_allclose(ranked, whole, atol=1e-5)
+    assert ranked.std() > 0
+
+
 # --- places ------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +264,7 @@ def test_every_built_in_arm_is_a_run():
     assert all(one.seed == 4 for one in settings.values())
     assert settings["random_plm"].encode.plm.random_weights
     assert settings["cosine"].align.similarity == "cosine"
+    assert (settings["history"].backbone, settings["cosine"].backbone) == ("autoint_history", "autoint")
 
 
 def test_an_arm_lies_over_the_common_settings():
@@ -198,6 +279,7 @@ def test_an_arm_lies_over_the_common_settings():
         ("a: {settings: {align: {temprature: 1}}}", ["a", "temprature", "temperature"]),
         ("a: {settings: {seed: 3}}", ["a", "seed", "same for all arms"]),
         ("a: {method: magic}", ["arms.yaml", "method"]),
+        ("a: {backbone: magic}", ["arms.yaml", "backbone"]),
         ("a: {colour: red}", ["arms.yaml", "colour"]),
         ("[a, b]", ["arms.yaml", "by name"]),
         ("a: [", ["arms.yaml", "YAML"]),

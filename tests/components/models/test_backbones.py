@@ -117,7 +117,7 @@ def test_names_are_found_again():
 
 
 def test_an_unknown_backbone_is_named():
-    with pytest.raises(UserError, match="'autoit' is unknown; write one of: autoint, bst, dcn"):
+    with pytest.raises(UserError, match="'autoit' is unknown; write one of: autoint, autoint_history, bst"):
         build_backbone("autoit", MIXED, SMALL)
 
 
