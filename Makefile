@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SPARK := $(VENV)/.spark
 EXTRAS := pipelines,features,validate,train,registry,embedded,serve,dev
 WORKDIR ?= .tandem
 #: Processes that run tests; four cores are made use of, more gain little.
@@ -26,6 +27,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+$(SPARK): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[scale]'
+	@touch $@
+
 demo: $(READY) ## Run the whole training chain on the embedded sample data set
 	$(BIN)/tandem run --dataset sample --workdir $(WORKDIR)
 
@@ -35,7 +40,7 @@ test test-services test-containers: export OMP_NUM_THREADS := 1
 test: $(READY) ## Run all tests that need no server of their own
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not services and not containers'
 
-test-services: $(READY) ## Run the tests that start real servers (Redis, PostgreSQL, S3); an absent one is said
+test-services: $(SPARK) ## Run the tests that start real servers (Redis, PostgreSQL, S3, Spark); an absent one is said
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m services
 
 images: $(READY) ## Build the images: train, serve, follow and mlflow (TORCH=cuda for GPUs, BASE_IMAGE, TAG)

@@ -1,4 +1,4 @@
-"""The point-in-time join as DuckDB SQL: what was known, and held, at each row's own moment."""
+"""The point-in-time join as SQL: what was known, and held, at each row's own moment."""
 
 # ruff: noqa: S608 - names come from a validated spec or are quoted, paths are literals
 from __future__ import annotations
@@ -71,10 +71,15 @@ def latest_query(table: FeatureTable, start: datetime, end: datetime) -> str:
     keys = ", ".join(map(quoted, table.keys))
     newest = ", ".join(f"{quoted(time)} DESC" for time in times)
     return (
-        f"SELECT {names} FROM read_parquet({literal(table.path)})"
+        f"SELECT {names} FROM {scan(table.path)}"
         f" WHERE {quoted(table.timestamp)} BETWEEN {_moment(start)} AND {_moment(end)}"
         f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {newest}) = 1"
     )
+
+
+def scan(path: Path | str) -> str:
+    """SQL of the rows of a Parquet file, or of a folder of such files."""
+    return f"read_parquet({literal(Path(path) / '*.parquet' if Path(path).is_dir() else path)})"
 
 
 def quoted(name: str) -> str:
@@ -106,7 +111,7 @@ def _effective(table: FeatureTable) -> str:
     late = f" AND (__time, __created) >= max((__time, __created)) OVER (PARTITION BY {keys} ORDER BY __from)"
     return (
         f"SELECT * FROM (SELECT {keys}, {names}, {time} AS __time, {created} AS __created, {begins} AS __from"
-        f" FROM read_parquet({literal(table.path)})) QUALIFY"
+        f" FROM {scan(table.path)}) QUALIFY"
         f" row_number() OVER (PARTITION BY {keys}, __from ORDER BY __time DESC, __created DESC) = 1"
         f"{late if table.created and table.known_only else ''}"
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from components.dataset.spec import DatasetSpec
 from components.run import aside, home
 
 FOLDER = Path(__file__).parent / "environments"
+#: Type of the offline store that joins on Spark.
+SPARK = "feature_repo.spark.SparkAsofOfflineStore"
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -26,12 +30,13 @@ def feast_home() -> Path:
 def render(spec: DatasetSpec) -> dict[str, Any]:
     """The content of feature_store.yaml for a data set's project.
 
-    The environment variable TANDEM_FEAST names the environment (laptop or team; laptop if not set) or a YAML
+    The environment variable TANDEM_FEAST names the environment (laptop, team or scale; laptop if not set) or a YAML
     file of one's own. `${NAME}` and `${NAME:-default}` stand for environment variables, `${PROJECT}` for the project
     and `${HOME_FEAST}` for `feast_home()`.
 
     Raises:
-        UserError: there is no such environment, or one of its variables is not set.
+        UserError: there is no such environment, one of its variables is not set, or it joins on Spark and there is
+            no PySpark or no Java.
     """
     path = _template()
     values = {**os.environ, **_own(spec)}
@@ -43,7 +48,21 @@ def render(spec: DatasetSpec) -> dict[str, Any]:
         return found
 
     content: dict[str, Any] = _filled(_parsed(path), value)
+    offline = content.get("offline_store")
+    if isinstance(offline, dict) and offline.get("type") == SPARK:
+        _see_spark(path)
     return content
+
+
+def offline_store(spec: DatasetSpec) -> Any:
+    """The settings of the environment's offline store.
+
+    Raises:
+        UserError: as `render` does.
+    """
+    from feast import RepoConfig  # seconds to import, and those who only write a configuration need none of it
+
+    return RepoConfig(**render(spec)).offline_store
 
 
 def write_config(spec: DatasetSpec, path: Path) -> None:
@@ -59,10 +78,17 @@ def write_config(spec: DatasetSpec, path: Path) -> None:
         return values.get(name) or (f"${{{name}}}" if default is None else os.environ.get(name) or default)
 
     content = _filled(_parsed(_template()), value)
-    offline = content["offline_store"]
+    offline = content.get("offline_store")
     named = {**content, "offline_store": offline["type"] if isinstance(offline, dict) else offline}
     with aside(path) as draft:
         draft.write_text(yaml.safe_dump(named, sort_keys=False), encoding="utf-8")
+
+
+def _see_spark(path: Path) -> None:
+    if find_spec("pyspark") is None:
+        raise UserError(f"{path} joins on Spark, and PySpark is not installed: pip install 'tandem-ctr[scale]'")
+    if not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
+        raise UserError(f"{path} joins on Spark, and there is no Java: install Java 17 or set JAVA_HOME")
 
 
 def _own(spec: DatasetSpec) -> dict[str, str]:

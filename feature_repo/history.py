@@ -24,6 +24,8 @@ HISTORY_TABLE = "history"
 KNOWN = "__known"
 #: Where an event stands among all of its user's, by which the lists of both labels are put in one order.
 PLACE = "__place"
+#: An event's moment under a name that no column of the history has: an engine may take the one for the other.
+HAPPENED = "__happened"
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ def _recent(spec: DatasetSpec, columns: Sequence[HistoryColumn], kept: str, even
     """SQL of the lists of the last events that meet a condition, per user and moment at which one became known."""
     assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
     lists = ", ".join(f"list({column.value}) OVER recent AS {quoted(column.name)}" for column in columns)
-    newest = f"{EVENT_TIMESTAMP} DESC, {IMPRESSION_ID} DESC"
+    newest = f"{HAPPENED} DESC, {IMPRESSION_ID} DESC"
     return (
         f"SELECT {USER_KEY}, {KNOWN} AS {EVENT_TIMESTAMP}, {lists} FROM {events} WHERE {kept}"
-        f" WINDOW recent AS (PARTITION BY {USER_KEY} ORDER BY {KNOWN}, {EVENT_TIMESTAMP}, {IMPRESSION_ID}"
+        f" WINDOW recent AS (PARTITION BY {USER_KEY} ORDER BY {KNOWN}, {HAPPENED}, {IMPRESSION_ID}"
         f" ROWS BETWEEN {spec.history.length - 1} PRECEDING AND CURRENT ROW)"
         f" QUALIFY row_number() OVER (PARTITION BY {USER_KEY}, {KNOWN} ORDER BY {newest}) = 1"
     )
@@ -151,7 +153,8 @@ def _events(spec: DatasetSpec, impressions: Path, items: Path) -> str:
     known = f"greatest({after}, {CREATED_TIMESTAMP}::TIMESTAMPTZ)" if late else after
     behaviour = "".join(f", {quoted(name)}" for name in dict.fromkeys(spec.history.behaviour))
     rows = (
-        f"SELECT {IMPRESSION_ID}, {USER_KEY}, {ITEM_KEY}, {EVENT_TIMESTAMP}, {LABEL}{behaviour}, {known} AS {KNOWN}"
+        f"SELECT {IMPRESSION_ID}, {USER_KEY}, {ITEM_KEY}, {EVENT_TIMESTAMP}, {LABEL}{behaviour},"
+        f" {EVENT_TIMESTAMP} AS {HAPPENED}, {known} AS {KNOWN}"
         f" FROM read_parquet({literal(impressions)})"
     )
     title = [spec.history.title] if spec.history.title else []
@@ -162,4 +165,4 @@ def _events(spec: DatasetSpec, impressions: Path, items: Path) -> str:
     source = spec.sources.items
     created = CREATED_TIMESTAMP if source is not None and source.created is not None else None
     table = FeatureTable(items, {ITEM_KEY: ITEM_KEY}, attributes, EVENT_TIMESTAMP, created, known_only=True)
-    return asof_query(rows, EVENT_TIMESTAMP, [table])
+    return asof_query(rows, EVENT_TIMESTAMP, [table], ordered=False)

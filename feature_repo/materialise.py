@@ -16,13 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from feast import FeatureStore, FeatureView, FileSource, RepoConfig
 
 from components.dataset.spec import DatasetSpec
 from components.run import read_json, write_json
 from feature_repo.activity import ENTERED
-from feature_repo.asof import FeatureTable, latest_query, literal, quoted, session
+from feature_repo.asof import FeatureTable, latest_query, literal, quoted, scan, session
 from feature_repo.definitions import is_dated
 from feature_repo.environment import feast_home
 from feature_repo.locks import alone
@@ -182,12 +183,12 @@ def _bring_up(store: Any, spec: DatasetSpec, view: Any, until: datetime, notes: 
 def _base(known: Mapping[str, Any]) -> _Source | None:
     """What the online store holds for certain, where its table is still there to compare with."""
     base = _Source.from_json(known["done"]) if known.get("done") else None
-    return base if base and Path(base.path).is_file() else None
+    return base if base and Path(base.path).exists() else None
 
 
 def _can_resume(under_way: Mapping[str, Any], target: _Source) -> bool:
     of = under_way["base"]
-    return under_way["path"] == target.path and (of is None or Path(of["path"]).is_file())
+    return under_way["path"] == target.path and (of is None or Path(of["path"]).exists())
 
 
 def _write(
@@ -326,12 +327,12 @@ def _wrong_value(store: Any, view: Any, source: _Source) -> str | None:
 def _extent(view: Any, source: _Source) -> tuple[int, datetime | None]:
     """A table's number of keys with a value at a moment, and its newest event up to then."""
     key, time = view.entity_columns[0].name, view.batch_source.timestamp_field
-    events = f"FILTER ({ENTERED})" if ENTERED in pq.read_schema(source.path).names else ""
+    events = f"FILTER ({ENTERED})" if ENTERED in ds.dataset(source.path).schema.names else ""
     moment = f"TIMESTAMPTZ {literal(source.until.isoformat())}"
     with session() as connection:
         query = (
             f"SELECT count(DISTINCT {quoted(key)}), max({time}::TIMESTAMPTZ) {events}"
-            f" FROM read_parquet({literal(source.path)}) WHERE {time}::TIMESTAMPTZ <= {moment}"
+            f" FROM {scan(source.path)} WHERE {time}::TIMESTAMPTZ <= {moment}"
         )
         found = connection.sql(query).to_arrow_table().to_pydict()
     (keys,), (newest,) = found.values()

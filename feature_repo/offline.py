@@ -1,15 +1,14 @@
-"""Feast's DuckDB offline store with a point-in-time join of one pass over each table, in bounded memory.
+"""Feast's offline stores with a point-in-time join of one pass over each table, in bounded memory.
 
-Feast's own join pairs each row with every earlier row of its key before it picks one. That is cheap for profiles
-of one row per key, and not for histories: 740,000 impressions of 6,000 users took 52 s and 15.5 GB. It also loses
-feature columns whose names end in '_y'. Both retrievals run in a DuckDB session of their own, not in the process-wide
-one of ibis, which knows no limit of memory.
+Feast's own joins pair each row with every earlier row of its key before they pick one. That is cheap for profiles
+of one row per key, and not for histories: in DuckDB 740,000 impressions of 6,000 users took 52 s and 15.5 GB. The
+DuckDB one also loses feature columns whose names end in '_y', and runs in the process-wide session of ibis, which
+knows no limit of memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,22 +26,12 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 
 from components.dataset.spec import EVENT_TIMESTAMP
-from components.run import aside
-from feature_repo.asof import FeatureTable, asof_query, latest_query, literal, session
-
-ENTITIES = "__entities"
+from feature_repo.asof import FeatureTable, asof_query, latest_query
+from feature_repo.engine import ENTITIES, DuckEngine, Engine, engine_of
 
 
-class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
-    """Settings of the store in feature_store.yaml."""
-
-    type: str = "feature_repo.offline.AsofOfflineStore"
-    memory_limit: str = "3GB"
-    threads: int | None = None
-
-
-class AsofOfflineStore(DuckDBOfflineStore):
-    """The DuckDB store; what trains and what materialises is read in another way."""
+class AsofRetrieval:
+    """How an offline store reads what trains and what materialises, on whatever engine its settings name."""
 
     @staticmethod
     def get_historical_features(
@@ -62,7 +51,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
         `filter_by_created_timestamp` a value counts only from its creation on.
 
         Raises:
-            ValueError: there are no entity rows, or a view's source is no plain Parquet file.
+            ValueError: there are no entity rows, or a view's source is no plain Parquet file or folder of such files.
         """
         if entity_df is None:
             raise ValueError("a point-in-time join needs entity rows: give entity_df")
@@ -78,7 +67,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
         ]
         return AsofRetrievalJob(
             query=asof_query(rows, timestamp, tables, ordered=not isinstance(entity_df, str)),
-            settings=config.offline_store,
+            engine=engine_of(config.offline_store),
             metadata=RetrievalMetadata(feature_refs, sorted({key for table in tables for key in table.keys.values()})),
             entities=None if isinstance(entity_df, str) else entity_df,
             on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
@@ -99,13 +88,29 @@ class AsofOfflineStore(DuckDBOfflineStore):
         """Each key's newest values between two moments: what Feast writes to the online store.
 
         Raises:
-            ValueError: the source is no plain Parquet file.
+            ValueError: the source is no plain Parquet file or folder of such files.
         """
         keys = {key: key for key in join_key_columns}
         created = created_timestamp_column or None
         table = FeatureTable(_path(data_source), keys, feature_name_columns, timestamp_field, created)
         metadata = RetrievalMetadata(feature_name_columns, join_key_columns)
-        return AsofRetrievalJob(latest_query(table, start_date, end_date), config.offline_store, metadata)
+        return AsofRetrievalJob(latest_query(table, start_date, end_date), engine_of(config.offline_store), metadata)
+
+
+class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
+    """Settings of the DuckDB store in feature_store.yaml."""
+
+    type: str = "feature_repo.offline.AsofOfflineStore"
+    memory_limit: str = "3GB"
+    threads: int | None = None
+
+    def engine(self) -> Engine:
+        """DuckDB with these settings."""
+        return DuckEngine(self.memory_limit, self.threads)
+
+
+class AsofOfflineStore(AsofRetrieval, DuckDBOfflineStore):
+    """Feast's DuckDB store with this package's joins."""
 
 
 class AsofRetrievalJob(RetrievalJob):
@@ -114,7 +119,7 @@ class AsofRetrievalJob(RetrievalJob):
     def __init__(
         self,
         query: str,
-        settings: AsofOfflineStoreConfig,
+        engine: Engine,
         metadata: RetrievalMetadata,
         entities: pd.DataFrame | None = None,
         on_demand: Sequence[Any] = (),
@@ -122,7 +127,7 @@ class AsofRetrievalJob(RetrievalJob):
     ) -> None:
         self._query = query
         self._entities = entities
-        self._settings = settings
+        self._engine = engine
         self._metadata = metadata
         self._on_demand = list(on_demand)
         self._full_feature_names = full_feature_names
@@ -143,31 +148,22 @@ class AsofRetrievalJob(RetrievalJob):
         return self._metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's signature
-        with self._connected() as connection:
-            return connection.sql(self._query).to_arrow_table()
+        return self._engine.table(self._query, self._entities)
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
         return frame
 
     def persist(self, storage: Any, allow_overwrite: bool = False, timeout: int | None = None) -> None:  # noqa: ARG002
-        """Write the result as one Parquet file without holding it in memory.
+        """Write the result as Parquet, one file or a folder of files, without holding it in memory.
 
         Raises:
-            FileExistsError: the file is there and `allow_overwrite` is not set.
+            FileExistsError: it is there and `allow_overwrite` is not set.
         """
         path = Path(storage.to_data_source().path)
         if path.exists() and not allow_overwrite:
             raise FileExistsError(path)
-        with self._connected() as connection, aside(path) as draft:
-            connection.execute(f"COPY ({self._query}) TO {literal(draft)} (FORMAT parquet)")
-
-    @contextmanager
-    def _connected(self) -> Iterator[Any]:
-        with session(self._settings.memory_limit, self._settings.threads) as connection:
-            if self._entities is not None:
-                connection.register(ENTITIES, self._entities)
-            yield connection
+        self._engine.write(self._query, path, entities=self._entities)
 
 
 def _wanted(view: Any, feature_refs: list[str]) -> list[str]:
@@ -191,5 +187,5 @@ def _table(view: Any, names: set[str], full_names: bool, known_only: bool) -> Fe
 
 def _path(source: Any) -> str:
     if not isinstance(source, FileSource) or source.field_mapping or "://" in source.path:
-        raise ValueError(f"source '{source.name}' must be a local Parquet file without field mapping")
+        raise ValueError(f"source '{source.name}' must be a local Parquet file or folder without field mapping")
     return source.path

@@ -12,8 +12,10 @@ from components.dataset.errors import UserError
 from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, DatasetSpec
 from components.run import aside, home
 from feature_repo.activity import ACTIVITY, activity_query
-from feature_repo.asof import literal, quoted, session
+from feature_repo.asof import literal, quoted
 from feature_repo.definitions import SIDES, has_created, profile_fields
+from feature_repo.engine import engine_of
+from feature_repo.environment import offline_store
 from feature_repo.history import HISTORY_TABLE, history_query
 
 #: Raise this when the published files change for the same input.
@@ -25,18 +27,18 @@ def publish(spec: DatasetSpec, validated: Path) -> Path:
 
     The folder's name is the digest of the spec and of the validated files, so that publishing twice does nothing
     and a run never reads tables that another run has replaced. Of rows with the same key, time stamp and creation
-    time the last in the file counts. History and activity are computed here.
+    time the last in the file counts. History and activity are computed here, by the engine of the environment.
 
     Raises:
         UserError: `validated` lacks a table.
     """
     folder = home() / "offline" / spec.identifier / _digest(spec, validated)
     if not folder.is_dir():
-        with aside(folder) as draft, session() as connection:
+        engine = engine_of(offline_store(spec))
+        with aside(folder) as draft:
             draft.mkdir()
             for name, query in _queries(spec, validated, draft):
-                target = literal(draft / f"{name}.parquet")
-                connection.execute(f"COPY ({query}) TO {target} (FORMAT parquet, COMPRESSION zstd)")
+                engine.write(query, draft / f"{name}.parquet", "zstd")
     return folder
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
@@ -30,7 +31,7 @@ from components.dataset.spec import (
 )
 from components.dataset.splits import PARTS, split_table
 from components.dataset.training_set import write_training_set
-from feature_repo.asof import literal, quoted, session
+from feature_repo.asof import literal, quoted, scan, session
 from feature_repo.definitions import Definitions, build
 from feature_repo.publish import dataset_digest, validated_file
 from feature_repo.store import publish, training_store
@@ -84,7 +85,7 @@ def _names(definitions: Definitions, impressions: Path) -> list[str]:
 
 
 def _count(file: Path) -> int:
-    count: int = pq.read_metadata(file).num_rows
+    count: int = ds.dataset(file).count_rows()
     return count
 
 
@@ -93,7 +94,7 @@ def _part(spec: DatasetSpec, connection: Any, file: Path, names: Sequence[str], 
     order = [EVENT_TIMESTAMP, IMPRESSION_ID] if spec.split.by == "time" else [IMPRESSION_ID]
     connection.register("__part", slim.select([IMPRESSION_ID]))
     rows = connection.sql(
-        f"SELECT {', '.join(map(quoted, names))} FROM read_parquet({literal(file)})"
+        f"SELECT {', '.join(map(quoted, names))} FROM {scan(file)}"
         f" SEMI JOIN __part USING ({IMPRESSION_ID}) ORDER BY {', '.join(order)}"
     ).to_arrow_reader(BATCH)
     schema = _schema(spec, rows.schema)
@@ -154,7 +155,7 @@ def _rows(spec: DatasetSpec, definitions: Definitions, impressions: Path, column
     names = ", ".join(map(quoted, columns))
     if spec.keys.timestamp is None:
         names += f", TIMESTAMPTZ {literal(_latest(definitions))} AS {EVENT_TIMESTAMP}"
-    return f"SELECT {names} FROM read_parquet({literal(impressions)})"
+    return f"SELECT {names} FROM {scan(impressions)}"
 
 
 def _latest(definitions: Definitions) -> str:

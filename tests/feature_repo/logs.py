@@ -1,5 +1,6 @@
 """Small logs full of what goes wrong in real ones, and the naive joins that ours must equal."""
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -49,11 +50,12 @@ def make_spec(created=True, timed=True, history=None, **changes):
     return parse_spec(content | ({"history": history} if history else {}) | changes, "test")
 
 
-VALUES = {
-    pa.string(): st.sampled_from(["x", "y", "zoë", None]),
-    pa.float64(): st.sampled_from([0.1, -2.0, 3.5, None]),
-    pa.list_(pa.string()): st.sampled_from([["p"], ["q", "p"], [], None]),
+CHOICES = {
+    pa.string(): ["x", "y", "zoë", None],
+    pa.float64(): [0.1, -2.0, 3.5, None],
+    pa.list_(pa.string()): [["p"], ["q", "p"], [], None],
 }
+VALUES = {kind: st.sampled_from(values) for kind, values in CHOICES.items()}
 
 
 @st.composite
@@ -217,3 +219,31 @@ def materialised(store, spec, **options):
     from feature_repo.materialise import materialise  # Feast takes ten seconds to import: only where it is used
 
     return {name: view.keys for name, view in materialise(store, spec, **options).items()}
+
+
+def crowd(seed, users=30, rows=600, delay=None):
+    """Impressions, users and items of a log that is as bad as those above and large enough to hold all of it at once.
+
+    A fifth of the users and items has no row in its table. With `delay` an impression becomes known up to so many
+    seconds after it happened, or two before.
+    """
+    chance = random.Random(seed)
+    keys = [f"u{number}ç" for number in range(users)]
+    log = impression_table(
+        [(chance.choice(keys), chance.choice(keys), chance.randint(0, 20), chance.randint(0, 1)) for _ in range(rows)]
+    )
+    if delay is not None:
+        known = [stamp + timedelta(seconds=chance.randint(-2, delay)) for stamp in log["event_timestamp"].to_pylist()]
+        log = log.append_column("created_timestamp", pa.array(known, MOMENT))
+    return log, *(_crowd_table(chance, name, keys[: users * 4 // 5]) for name in TABLES)
+
+
+def _crowd_table(chance, name, keys):
+    rows = []
+    for _ in range(6 * len(keys)):
+        second = chance.randint(0, 20)
+        times = {"event_timestamp": moment(second), "created_timestamp": moment(second + chance.randint(-3, 10))}
+        values = {field: chance.choice(CHOICES[kind]) for field, kind in TABLES[name]}
+        rows.append({KEY_OF[name]: chance.choice(keys), **times, **values})
+    types = [(KEY_OF[name], pa.string()), ("event_timestamp", MOMENT), ("created_timestamp", MOMENT), *TABLES[name]]
+    return pa.Table.from_pylist(rows, schema=pa.schema(types))

@@ -76,7 +76,10 @@ def test_history_equals_the_naive_one(retrieved, log, items, length, created, ev
     users = pa.table({"user_id": ["a"], "event_timestamp": pa.array([logs.BASE], logs.MOMENT)})
     users = users.append_column("created_timestamp", users["event_timestamp"])
     users = users.append_column("country_y", pa.array(["x"])).append_column("tags", pa.array([["p"]]))
-    table = retrieved(spec, log, users, items)
+    see_history(retrieved(spec, log, users, items), spec, log, items, created)
+
+
+def see_history(table, spec, log, items, created):
     lists = {name: table[f"history_{name}"].to_pylist() for name in EVENT}
     found = [list(zip(*[lists[name][row] or [] for name in EVENT], strict=True)) for row in range(table.num_rows)]
     found = [[(*event[:2], _known(event[2]), *event[3:]) for event in events] for events in found]
@@ -111,7 +114,10 @@ def test_activity_equals_the_naive_one(retrieved, log, delays, late):
         known = [row["event_timestamp"] + timedelta(seconds=s) for row, s in zip(log.to_pylist(), delays, strict=False)]
         log = log.append_column("created_timestamp", pa.array(known, logs.MOMENT))
     spec = logs.make_spec(activity={"windows": ["1s", "4s", "1h"]}, sources=sources)
-    table = retrieved(spec, log, *logs.one_row_tables())
+    see_activity(retrieved(spec, log, *logs.one_row_tables()), spec, log)
+
+
+def see_activity(table, spec, log):
     for side in ("user", "item"):
         names = [field.name for field in spec.activity_fields(side)]
         assert names[:3] == [f"{side}_impressions_1s", f"{side}_positives_1s", f"{side}_positive_rate_1s"]

@@ -237,6 +237,30 @@ def test_environments_are_filled_in(monkeypatch, tmp_path):
     assert (team["project"], team["online_store"]["type"]) == ("test_log", "redis")
 
 
+def test_a_reader_at_scale_needs_no_spark(monkeypatch, tmp_path):
+    from feature_repo.environment import write_config
+
+    monkeypatch.setenv("TANDEM_FEAST", "scale")
+    write_config(logs.make_spec(), tmp_path / "reader.yaml")
+    told = yaml.safe_load((tmp_path / "reader.yaml").read_text())
+    assert told["offline_store"] == "feature_repo.spark.SparkAsofOfflineStore", (
+        "named, so imported only when it is used"
+    )
+    assert told["registry"]["path"] == "${TANDEM_FEAST_REGISTRY}"
+
+
+def test_what_spark_lacks_is_said(monkeypatch, tmp_path):
+    from feature_repo import environment
+
+    own = tmp_path / "mine.yaml"
+    own.write_text(yaml.safe_dump({"offline_store": {"type": environment.SPARK}}))
+    monkeypatch.setenv("TANDEM_FEAST", str(own))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(UserError, match=r"mine\.yaml joins on Spark, and (PySpark is not installed|there is no Java)"):
+        environment.render(logs.make_spec())
+
+
 def test_an_environment_of_ones_own_is_a_file(monkeypatch, tmp_path):
     from feature_repo.environment import render
 
@@ -245,5 +269,5 @@ def test_an_environment_of_ones_own_is_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("TANDEM_FEAST", str(own))
     assert render(logs.make_spec()) == {"project": "test_log", "list": ["a", 3]}
     monkeypatch.setenv("TANDEM_FEAST", "laptpo")
-    with pytest.raises(UserError, match="TANDEM_FEAST=laptpo: no such environment; write laptop, team, or"):
+    with pytest.raises(UserError, match="TANDEM_FEAST=laptpo: no such environment; write laptop, scale, team, or"):
         render(logs.make_spec())
