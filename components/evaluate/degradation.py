@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,16 @@ def degradation(data: TrainingSet, test: SplitArrays, scorer: Scorer, settings: 
     """
     sample = _draw(test, scorer, settings)
     complete = _measured(sample.labels, sample.scores)
-    lines = [_degraded(sample, case, complete, scorer) for case in _missing(data, sample)]
-    unread = _unread(lines, complete)
+    missing = [_degraded(sample, case, complete, scorer) for case in _missing(data, sample)]
+    unread = _unread(missing, complete)
     # Reading the log anew is dear, and of no use where nothing that the model reads can grow old.
     old = {name: slots for name, slots in changing(data).items() if name not in unread}
     stale = [_degraded(sample, case, complete, scorer) for case in (_stale(data, old, test, sample) if old else ())]
-    constant = _constant(data, old, stale)
-    table = [*lines, *(line for line in stale if line["name"] not in constant)]
+    moving = {(line["kind"], line["name"]) for line in stale if line["changed"] > 0}
+    constant = _constant(data, old, moving)
+    table = [*missing, *(line for line in stale if (line["kind"], line["name"]) in moving)]
     table.sort(key=lambda line: (-(line["auc_loss"] or 0.0), line["kind"], line["name"]))
-    notes = [NO_TIME_NOTE] if data.spec.keys.timestamp is None else [STALE_NOTE] if old else []
+    notes = [NO_TIME_NOTE] if data.spec.keys.timestamp is None else [STALE_NOTE] if moving else []
     notes += [note + ", ".join(names) for note, names in ((CONSTANT_NOTE, constant), (UNREAD_NOTE, unread)) if names]
     return {
         "rows": len(sample.rows),
@@ -97,12 +98,12 @@ def _unread(lines: list[Content], complete: Content) -> list[str]:
     return sorted(line["name"] for line in views_ if math.isclose(line["logloss"], complete["logloss"], rel_tol=1e-7))
 
 
-def _constant(data: TrainingSet, old: Mapping[str, Slots], stale: list[Content]) -> list[str]:
+def _constant(data: TrainingSet, old: Mapping[str, Slots], moving: Set[tuple[str, str]]) -> list[str]:
     """Views that are the same however long ago one looks; none are said to be where there is no time."""
     if data.spec.keys.timestamp is None:
         return []
     profiles = {name for name in views(data) if name.endswith("_profile")} - set(changing(data))
-    return sorted(profiles | (set(old) - {line["name"] for line in stale if line["changed"] > 0}))
+    return sorted(profiles | {name for name in old if ("view", name) not in moving})
 
 
 def _draw(rows: SplitArrays, scorer: Scorer, settings: EvaluateSettings) -> _Sample:
@@ -147,15 +148,30 @@ def _missing(data: TrainingSet, sample: _Sample) -> Iterator[_Case]:
 def _stale(data: TrainingSet, old: Mapping[str, Slots], test: SplitArrays, sample: _Sample) -> Iterator[_Case]:
     log = Log.read(data)
     here = len(log.ids) - len(test.ids) + sample.rows
-    timelines = {side: log.timeline(side) for side in log.keys}
-    for name, members in old.items():
-        timeline = timelines[name.split("_")[0]]
-        for lag, seconds in LAGS.items():
+    for side in log.keys:
+        timeline = log.timeline(side)
+        aged = list(_aged(side, old))
+        for lag, seconds in LAGS.items() if aged else ():
             earlier = log.ids[timeline.first_after(here, seconds * MICROSECONDS)]
-            ids = sample.ids.copy()
-            for slots in members:
-                ids[:, slots.start : slots.stop] = earlier[:, slots.start : slots.stop]
-            yield _Case("stale", name, "stale", members, ids, lag)
+            for kind, name, members in aged:
+                ids = sample.ids.copy()
+                for slots in members:
+                    ids[:, slots.start : slots.stop] = earlier[:, slots.start : slots.stop]
+                yield _Case(kind, name, "stale", members, ids, lag)
+
+
+def _aged(side: str, old: Mapping[str, Slots]) -> Iterator[tuple[str, str, Slots]]:
+    """Kind, name and columns of all that can grow old of a side: features, views, and all of them together.
+
+    The columns of a history are those of the same events and grow old together.
+    """
+    mine = {name: members for name, members in old.items() if name.startswith(f"{side}_")}
+    for name, members in mine.items():
+        if name != "user_history":
+            yield from (("feature", slots.name, (slots,)) for slots in members)
+        yield "view", name, members
+    if mine:
+        yield "row", side, tuple(slots for members in mine.values() for slots in members)
 
 
 def defaults(data: TrainingSet, scorer: Scorer, settings: EvaluateSettings) -> Content:

@@ -171,21 +171,31 @@ def degradation(worse: Content) -> dict[str, str]:
     """What it costs in AUC when something is missing, and when something is stale; the dearest first."""
     known = [line for line in worse["table"] if line["auc_loss"] is not None]
     groups = {
-        "AUC lost with this missing": [line for line in known if not line.get("lag")],
-        "AUC lost with this stale": [line for line in known if line.get("lag")],
+        "AUC lost with this missing": [line for line in known if not line["lag"]],
+        "AUC lost with this stale": [line for line in known if line["lag"]],
     }
     return {
-        title: bars(title, [Bar(_case(line), line["auc_loss"]) for line in lines[:WORST]], Axis("AUC lost"), digits=4)
+        title: bars(title, [Bar(_short(line), line["auc_loss"]) for line in lines[:WORST]], Axis("AUC lost"), digits=4)
         for title, lines in groups.items()
         if lines
     }
 
 
 def _case(line: Content) -> str:
-    if line.get("lag"):
-        return f"{line['name']} stale by a{'n' if line['lag'] == 'hour' else ''} {line['lag']}"
-    whole = {"view": "view ", "row": "whole row of the "}.get(line["kind"], "")
-    return f"{whole}{line['name']} {line['as']}"
+    return f"{_what(line)} {line['as']}" + (f" by {_lag(line)}" if line["lag"] else "")
+
+
+def _short(line: Content) -> str:
+    """A case in the words that a bar has room for, whose chart says that all in it is stale."""
+    return f"{_what(line)}, {_lag(line)}" if line["lag"] else _case(line)
+
+
+def _what(line: Content) -> str:
+    return {"view": "view ", "row": "whole row of the "}.get(line["kind"], "") + str(line["name"])
+
+
+def _lag(line: Content) -> str:
+    return f"a{'n' if line['lag'] == 'hour' else ''} {line['lag']}"
 
 
 def degradation_table(worse: Content) -> list[dict[str, Any]]:

@@ -81,8 +81,8 @@ class Registration:
 
     def log(self, findings: Findings, settings: GateSettings, lineage: Mapping[str, Any]) -> None:
         """Log the run's parameters, figures and steps, and the validation that the next run is held against."""
-        given = self.run.model_dump(exclude={"settings", "pipeline_run"})
-        params = {**given, "gate": settings.model_dump(), "lineage": lineage, **self.run.settings}
+        given = self.run.model_dump(exclude={"pipeline_run"})
+        params = {**given, "gate": settings.model_dump(), "lineage": lineage, **findings.settings}
         encoded = {"encode": (findings.health or {}).get("cache") or {}}
         tracking.log_figures(self.client, self.parent, params, {**_figures(findings.metrics), **encoded})
         tracking.log_steps(self.client, self.parent, _steps(findings))
@@ -121,6 +121,8 @@ class Registration:
             log.info("%s version %s registered; the champion stays", self.name, version)
             return
         champion = aliases.settle(self.client, self.name)[-1].version
+        # Kept back against a champion that is gone, the candidate before has no claim on users any more.
+        aliases.persist(self.client.delete_registered_model_alias, self.name, aliases.CANDIDATE)
         log.info("%s version %s registered; champion is version %s", self.name, version, champion)
 
     def _compared_with(self, champion: Mapping[str, Any] | None) -> str | None:

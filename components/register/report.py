@@ -32,6 +32,7 @@ SECTIONS = {
     "lineage": "Lineage",
 }
 FINETUNED = ("collaborative", "aligned")
+PROMPT_SETTINGS = ("form", "granularity", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Outcome:
 class Findings:
     """What the other steps have left; None or empty where a step was not part of the run.
 
-    `meta` is the training set's; `training` holds the curve of each arm; `steps` holds all that led here.
+    `meta` is the training set's; `training` holds the curve of each arm; `settings` those of each step that has kept
+    its own; `steps` holds all that led here.
     """
 
     metrics: Content
@@ -61,6 +63,7 @@ class Findings:
     health: Content | None
     alignment: Content | None
     training: dict[str, Content]
+    settings: dict[str, Content]
     steps: list[StepRecord]
 
     @classmethod
@@ -75,6 +78,7 @@ class Findings:
         metrics = read_json(evaluation / "metrics.json")
         names = {"collaborative": "collaborative", "aligned": metrics["candidate"]}
         curves = {names[piece]: _piece(pieces, piece, "curve.json") for piece in FINETUNED}
+        prompts = _piece(pieces, "prompts", "report.json")
         return cls(
             metrics=metrics,
             meta=read_json(training_set / "meta.json"),
@@ -82,12 +86,21 @@ class Findings:
             ledger=_file(evaluation / "lift.json"),
             degradation=_file(evaluation / "degradation.json"),
             validation=_piece(pieces, "validation", "summary.json"),
-            prompts=_piece(pieces, "prompts", "report.json"),
+            prompts=prompts,
             health=_piece(pieces, "alignment", "health.json"),
             alignment=_piece(pieces, "alignment", "curve.json"),
             training={arm: curve for arm, curve in curves.items() if curve is not None},
+            settings=_settings(pieces, prompts),
             steps=_numbered(steps_behind([training_set, evaluation, *pieces.values()])),
         )
+
+
+def _settings(pieces: Mapping[str, Path], prompts: Content | None) -> dict[str, Content]:
+    """The settings that decided what the candidate learnt, by the names that a run's settings have."""
+    trained = {"align": "alignment", "finetune": "aligned" if "aligned" in pieces else "collaborative"}
+    said = {step: (_piece(pieces, piece, "config.json") or {}).get("meta", {}) for step, piece in trained.items()}
+    found = {"prompt": {name: prompts[name] for name in PROMPT_SETTINGS}} if prompts else {}
+    return found | {step: meta["settings"] for step, meta in said.items() if "settings" in meta}
 
 
 def _numbered(steps: Sequence[StepRecord]) -> list[StepRecord]:
@@ -114,14 +127,14 @@ def render(outcome: Outcome, findings: Findings) -> str:
         "number": panels.number,
         "signed": panels.signed,
     }
-    context = {**_outcome(outcome), **_figures(findings), **_learning(findings), **_data(findings)}
+    context = {**_outcome(outcome, findings.settings), **_figures(findings), **_learning(findings), **_data(findings)}
     context["charts"] = _marked(_charts(findings), Markup)
     context["sections"] = [(key, title) for key, title in SECTIONS.items() if _shown(key, context)]
     return environment.get_template("report.html.jinja").render(context)
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    told = {**outcome.manifest["lineage"], **outcome.run.settings}
+def _outcome(outcome: Outcome, settings: Mapping[str, Content]) -> dict[str, Any]:
+    told = {**outcome.manifest["lineage"], **{f"settings of {step}": values for step, values in settings.items()}}
     return {
         "run": outcome.run,
         "judgement": outcome.judgement,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -68,6 +68,5 @@ class RunInfo(BaseModel):
     method: str = Field(description="Name of the candidate's arm.")
     backbone: str = Field(description="Name of the collaborative model.")
     seed: int = Field(description="Seed of the run.")
-    settings: dict[str, Any] = Field(default_factory=dict, description="All settings of the run, for the record.")
     data_docs: str = Field(default="", description="Where the validation's Data Docs lie.")
     pipeline_run: str | None = Field(default=None, description="Id of the run in Kubeflow.")

@@ -66,7 +66,8 @@ def register(
     """
     given = dict(pieces or {})
     findings = Findings.read(training_set, evaluation, given)
-    run = run.model_copy(update={"run_id": run_name(run, training_set, model)})
+    named = {"run_id": run_name(run, training_set, model), "pipeline_run": os.environ.get("TANDEM_RUN_ID")}
+    run = run.model_copy(update=named)
     judgement = judge(findings.metrics, settings)
     source = Source(training_set, evaluation, model, trained_with(given), (findings.prompts or {}).get("prompt_hash"))
     manifest = write_bundle(source, output, run)

@@ -100,6 +100,11 @@ def test_the_training_image_holds_only_the_client_of_mlflow(engine):
     assert not packages & {"mlflow", "flask", "pytest"}
 
 
+def test_the_training_image_knows_its_commit(engine):
+    config = engine.images.get(TRAIN).attrs["Config"]
+    assert f"TANDEM_GIT_COMMIT={config['Labels']['org.opencontainers.image.revision']}" in config["Env"]
+
+
 def test_the_pipeline_promotes_its_first_candidate(trained):
     assert trained.outputs["verdict"] == "promoted"
     assert trained.outputs["model_version"] == "1"

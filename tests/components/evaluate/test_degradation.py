@@ -36,6 +36,10 @@ def line(found, kind, name, lag=None):
     return next(one for one in found["table"] if (one["kind"], one["name"], one["lag"]) == (kind, name, lag))
 
 
+def stale_of(found):
+    return {(one["kind"], one["name"]) for one in found["table"] if one["as"] == "stale"}
+
+
 def test_missing_is_encoded_as_the_service_encodes_null(data):
     test = data.table("test")
     ids = data.arrays("test").ids
@@ -78,8 +82,23 @@ def test_counts_are_views_of_their_own_and_can_be_stale(tmp_path):
     assert named["user_activity"][:3] == ["user_impressions_1h", "user_positives_1h", "user_positive_rate_1h"]
     assert named["user_profile"] == ["age"]
     found = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
-    stale = {one["name"] for one in found["table"] if one["kind"] == "stale"}
-    assert {"user_activity", "item_statistics"} <= stale
+    stale = stale_of(found)
+    assert {("view", "user_activity"), ("view", "item_statistics"), ("row", "user"), ("row", "item")} <= stale
+    assert {("feature", field.name) for field in spec.activity_fields()} <= stale
+    whole, view = (line(found, kind, name, "day") for kind, name in (("row", "user"), ("view", "user_activity")))
+    assert whole["fields"] == ["history_item_id", *view["fields"]]
+    assert whole["changed"] >= view["changed"] > 0
+
+
+def test_a_stale_row_is_all_of_its_views_as_of_then(data, scorer, found):
+    """The whole row of the user, of which here the history alone can change, and one feature of two in plain NumPy."""
+    assert line(found, "row", "user", "day")["auc"] == line(found, "view", "user_history", "day")["auc"]
+    test, log = data.arrays("test"), Log.read(data)
+    here = np.arange(len(log.ids) - len(test.ids), len(log.ids))
+    slots, ids = data.layout.history[0], test.ids.copy()
+    earlier = log.ids[log.timeline("user").first_after(here, room.LAGS["week"] * room.MICROSECONDS)]
+    ids[:, slots.start : slots.stop] = earlier[:, slots.start : slots.stop]
+    assert line(found, "row", "user", "week")["auc"] == pytest.approx(auc(test.labels, scorer(ids)), abs=1e-12)
 
 
 @pytest.mark.parametrize("lag", [1, 7, 30, 1000])
@@ -125,11 +144,13 @@ def test_a_line_is_the_auc_of_the_changed_rows(data, scorer, found):
 def test_the_table_has_every_case_the_dearest_first(data, found):
     losses = [one["auc_loss"] for one in found["table"]]
     assert losses == sorted(losses, reverse=True)
-    kinds = [one["kind"] for one in found["table"]]
+    kinds = [one["kind"] for one in found["table"] if one["lag"] is None]
     assert kinds.count("feature") == len(data.layout.fields)
     assert kinds.count("view") == len(views(data))
     assert kinds.count("row") == 2
-    assert kinds.count("stale") == 3
+    aged = [(one["kind"], one["name"], one["lag"]) for one in found["table"] if one["lag"]]
+    old = ("view", "user_history"), ("row", "user")
+    assert sorted(aged) == sorted((*one, lag) for one in old for lag in room.LAGS)
     assert line(found, "feature", "user_id")["as"] == "unknown"
     assert line(found, "row", "item")["auc_loss"] > line(found, "feature", "device")["auc_loss"]
     assert found["rows"] == len(data.table("test"))
@@ -137,9 +158,9 @@ def test_the_table_has_every_case_the_dearest_first(data, found):
 
 
 def test_what_never_changes_is_not_stale(found):
-    hour, day = (line(found, "stale", "user_history", lag) for lag in ("hour", "day"))
+    hour, day = (line(found, "view", "user_history", lag) for lag in ("hour", "day"))
     assert 0 < hour["changed"] < day["changed"]
-    assert {one["name"] for one in found["table"] if one["kind"] == "stale"} == {"user_history"}
+    assert stale_of(found) == {("view", "user_history"), ("row", "user")}
 
 
 def test_a_model_that_does_not_read_the_history_cannot_see_it_grow_stale(data):
@@ -147,7 +168,7 @@ def test_a_model_that_does_not_read_the_history_cannot_see_it_grow_stale(data):
     found = room.degradation(data, data.arrays("test"), lambda ids: linear(weights)(ids[:, : history.start]), SETTINGS)
     assert room.UNREAD_NOTE + "user_history" in found["notes"]
     assert line(found, "view", "user_history")["auc_loss"] == 0
-    assert not [one for one in found["table"] if one["kind"] == "stale"]
+    assert not stale_of(found)
 
 
 def test_a_profile_that_changes_can_be_stale(tmp_path):
@@ -159,8 +180,10 @@ def test_a_profile_that_changes_can_be_stale(tmp_path):
     sources = {"items": {"path": "items.parquet", "timestamp": "since"}}
     data = training_set(tmp_path / "set", spec_of(sources=spec_of().model_dump()["sources"] | sources), rows)
     found = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
-    day, week = (line(found, "stale", "item_profile", lag)["changed"] for lag in ("day", "week"))
+    day, week = (line(found, "view", "item_profile", lag)["changed"] for lag in ("day", "week"))
     assert 0 < day < week < 0.5
+    assert {name for kind, name in stale_of(found) if kind == "feature"} == {"price"}, "genres never change"
+    assert line(found, "feature", "price", "week")["auc"] == line(found, "view", "item_profile", "week")["auc"]
     assert found["notes"] == [room.STALE_NOTE, room.CONSTANT_NOTE + "user_profile"]
 
 
@@ -213,7 +236,7 @@ def test_without_time_stamps_nothing_is_stale(tmp_path):
     spec = spec_of(keys={"user": "user_id", "item": "item_id"}, split={"by": "random"}, history=None)
     data = training_set(tmp_path / "set", spec, rows)
     found = room.degradation(data, data.arrays("test"), linear(weights_of(data)), SETTINGS)
-    assert "stale" not in {one["kind"] for one in found["table"]}
+    assert not stale_of(found)
     assert found["notes"] == [room.NO_TIME_NOTE]
 
 

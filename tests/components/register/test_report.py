@@ -17,7 +17,6 @@ RUN = RunInfo(
     method="ctrl",
     backbone="wide_deep",
     seed=1,
-    settings={"align": {"tau": 0.7}},
     data_docs="/runs/r1/docs",
 )
 
@@ -33,7 +32,7 @@ def pieces(tmp_path, made):
     case = {"kind": "feature", "name": "job", "as": "missing", "lag": None, "fields": ["job"], "changed": 0.9}
     case |= {"auc": 0.6, "logloss": 0.6, "calibration": 1.1, "auc_loss": 0.1}
     found = {"default": "most_frequent", "value": ["x", "y"], "auc_missing": 0.6, "auc_most_frequent": 0.7}
-    stale = {**case, "kind": "stale", "name": "user_history", "as": "stale", "lag": "hour"}
+    stale = {**case, "kind": "view", "name": "user_history", "as": "stale", "lag": "hour"}
     worse = {"rows": 100, "complete": {"auc": 0.7, "logloss": 0.5, "calibration": 1.0}, "table": [case, stale]}
     write_json(evaluation / "degradation.json", {**worse, "defaults": {"genres": found}, "notes": ["A note."]})
     severity = {name: {"passed": 3, "failed": []} for name in ("critical", "warning", "info")}
@@ -62,6 +61,7 @@ def pieces(tmp_path, made):
     more = {"after": {**found, "loss": 4.25}, "neighbours": near, "cache": cache}
     write_json(tmp_path / "alignment" / "health.json", {**health, **more})
     write_json(tmp_path / "alignment" / "curve.json", {"history": [{"epoch": 1, "loss": 5.0, "seconds": 1.0}]})
+    write_json(tmp_path / "alignment" / "config.json", {"meta": {"settings": {"tau": 0.7}}})
     record = {"step": "validate", "began": 1.0, "seconds": 2.5, "gpus": 0}
     write_json(tmp_path / "prompts" / STEPS, [record])
     folders = {
@@ -114,12 +114,14 @@ def test_every_piece_has_its_section(pieces, bundle):
     assert anchors.links == anchors.ids == list(SECTIONS)
     assert "<td>This is &lt;b&gt; user.</td><td>This is c.</td>" in html and "<td>d</td><td>its own</td>" in html
     assert "better than the champion" in html
-    assert "user_history stale by an hour" in html
+    assert "<td>view user_history stale by an hour</td>" in html
+    assert ">view user_history, an hour</text>" in html
     assert "genres = x y" in html
     assert "This is &lt;a&gt; user." in html
     assert "column &#39;job&#39;: 30 % are &lt;empty&gt;" in html
     assert "Alignment took 2.0 s (8.0 GPU-seconds) of the run's 2.0 s (8.0 GPU-seconds)" in html
-    assert "tau 0.7" in html
+    assert '<td class="name">settings of align</td><td class="hash">tau 0.7</td>' in html
+    assert "form natural, granularity entity, max_tokens 256" in html
     assert anchors.outside == ["file:///runs/r1/docs/index.html"]
     assert '<td>loss</td><td class="n">6.1000</td><td class="n">4.2500</td>' in html
     assert "The text side spans 1.0 dimensions in effect" in html

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from components.register.settings import GateSettings, RunInfo
 from components.register.step import register, run_name
 from components.registry import aliases, client
 from components.registry.connection import connect
+from components.run import read_json, write_json
 from tests.components.register.making import champion, figures, metrics
 from tests.components.registry.making import add_version, new_dataset, pointed, promote, said
 
@@ -66,6 +68,9 @@ def test_one_as_good_is_a_candidate_only(dataset, bundle, made):
     assert pointed(dataset) == ("1", None)
     assert aliases.alias_version(connect(), client.model_name(dataset), "candidate") == "2"
     assert version_of(dataset, "2").tags["tandem.verdict"] == "kept"
+    registered(dataset, bundle, made, "c", metrics(champion=champion(0.02, run_id="a")))
+    assert pointed(dataset) == ("3", "1")
+    assert aliases.alias_version(connect(), client.model_name(dataset), "candidate") is None
 
 
 def test_a_rejected_one_is_no_version_but_its_run_is_there(dataset, bundle, made):
@@ -133,6 +138,26 @@ def test_the_whole_step_twice_is_one_version(made, tmp_path, home, webhook):
     assert names == {"bundle", "evaluation", "gate_card.md", "report.html"}
     files = {file.path for file in mlflow.list_artifacts(run.info.run_id, "bundle")}
     assert files == {f"bundle/{file.name}" for file in bundle.iterdir()}
+
+
+def test_the_backends_run_and_the_settings_are_on_record(made, tmp_path, home, monkeypatch):
+    """What a run learnt with can be searched for in MLflow, and the run be found in Kubeflow."""
+    trained = tmp_path / "aligned"
+    shutil.copytree(made.model, trained)
+    config = read_json(trained / "config.json")
+    config["meta"]["settings"] = {"learning_rate": 0.25, "auxiliary": {"weight": 0.0}}
+    write_json(trained / "config.json", config)
+    monkeypatch.setenv("TANDEM_RUN_ID", "of-kubeflow")
+    paths = [tmp_path / part for part in ("bundle", "report.html", "card.md")]
+    info = run_info("recorded")
+    register(made.training_set, made.evaluation, made.model, *paths, GATE, info, {"aligned": trained})
+    mlflow = connect()
+    (version,) = aliases.search_versions(mlflow, "tandem-shop", {"tandem.run_id": "recorded"})
+    params = mlflow.get_run(version.run_id).data.params
+    assert (params["finetune.learning_rate"], params["finetune.auxiliary.weight"]) == ("0.25", "0.0")
+    assert params["lineage.pipeline_run"] == version.tags["tandem.pipeline_run"] == "of-kubeflow"
+    assert Bundle.open(paths[0]).manifest["lineage"]["pipeline_run"] == "of-kubeflow"
+    assert "learning_rate 0.25, auxiliary weight 0" in paths[1].read_text()
 
 
 def test_a_run_without_a_name_gets_one_from_what_it_made(made, monkeypatch):
