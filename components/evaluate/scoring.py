@@ -22,7 +22,7 @@ Scorer = Callable[[npt.NDArray[Any]], Floats]
 
 
 class ScoreError(ValueError):
-    """A model gave something that is no probability; none of its metrics could be trusted."""
+    """An arm's model gave something that is no probability; none of its metrics could be trusted."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,21 @@ def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, settings: Evalua
 
 
 def sound(name: str, probabilities: npt.ArrayLike) -> Floats:
-    """The probabilities as float64 [n].
+    """The probabilities of an arm as float64 [n].
 
     Raises:
         ScoreError: one of them is NaN or lies outside [0, 1].
     """
     values = np.asarray(probabilities, dtype=np.float64)
-    bad = int((~((values >= 0) & (values <= 1))).sum())
-    if bad:
-        raise ScoreError(f"{name}: {bad} of {values.size} scores are NaN or no probabilities; its training diverged")
+    if fault := unsound(values):
+        raise ScoreError(f"{name}: {fault}; its training diverged")
     return values
+
+
+def unsound(scores: Floats) -> str | None:
+    """What is wrong with scores [n] that are to be probabilities; None where nothing is."""
+    bad = int((~((scores >= 0) & (scores <= 1))).sum())
+    return f"{bad} of {scores.size} scores are NaN or no probabilities" if bad else None
 
 
 def score_champion(path: Path, table: pa.Table, batch_size: int) -> Champion:
@@ -89,12 +94,14 @@ def score_champion(path: Path, table: pa.Table, batch_size: int) -> Champion:
         ids = bundle.encode({name: table[name] for name in table.column_names})
     except (UserError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         return Champion(bundle.manifest, None, f"its features are not those of the rows: {error}")
-    return Champion(bundle.manifest, sound("champion", _run_onnx(bundle.model_path, ids, batch_size)), None)
+    scores = _run_onnx(bundle.model_path, ids, batch_size)
+    fault = unsound(scores)
+    return Champion(bundle.manifest, None if fault else scores, fault)
 
 
-def _run_onnx(model: Path, ids: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float32]:
+def _run_onnx(model: Path, ids: npt.NDArray[np.int64], batch_size: int) -> Floats:
     from components.dataset.scoring import WholeModel
 
     whole = WholeModel(model)
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    return np.concatenate([whole.probabilities(batch) for batch in batches])
+    return np.concatenate([whole.probabilities(batch) for batch in batches], dtype=np.float64)

@@ -80,13 +80,17 @@ def test_a_changed_bundle_is_said(data, tmp_path):
     assert score_champion(tmp_path / "nowhere", data.table("test"), 8192).probabilities is None
 
 
-def test_a_champion_that_gives_nan_raises(data, tmp_path):
+def test_a_champion_that_gives_nan_is_said(data, tmp_path):
+    """Else no run could ever replace it."""
     weights = np.full_like(weights_of(data), np.nan)
-    with pytest.raises(ScoreError, match="champion: 300 of 300 scores"):
-        score_champion(write_bundle(tmp_path / "bundle", data, weights), data.table("test"), 8192)
+    found = score_champion(write_bundle(tmp_path / "bundle", data, weights), data.table("test"), 8192)
+    assert found.probabilities is None
+    assert found.reason == "300 of 300 scores are NaN or no probabilities"
+    assert found.manifest["name"] == "films"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1, 1.1])
 def test_scores_that_are_no_probabilities_raise(bad):
-    with pytest.raises(ScoreError, match="arm 'ctrl': 1 of 3 scores"):
+    with pytest.raises(ScoreError, match="arm 'ctrl': 1 of 3 scores are NaN or no probabilities; its training"):
         sound("arm 'ctrl'", [0.1, bad, 0.9])
+    assert sound("arm 'ctrl'", [0.0, 0.5, 1.0]).tolist() == [0.0, 0.5, 1.0]

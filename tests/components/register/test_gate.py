@@ -149,7 +149,17 @@ def test_alignment_must_earn_its_time_where_that_is_asked():
 
 def test_a_run_without_alignment_is_not_asked_for_its_lift():
     plain = metrics(lift=None) | {"candidate": "collaborative"}
-    assert judge(plain, GateSettings(min_lift_of_alignment=0.01)).verdict is Verdict.PROMOTED
+    judgement = judge(plain, GateSettings(min_lift_of_alignment=0.01))
+    assert judgement.verdict is Verdict.PROMOTED
+    check = next(check for check in judgement.checks if check.name == "lift of alignment")
+    assert (check.passed, check.note) == (None, "nothing was aligned")
+    assert "lift of alignment" not in [check.name for check in judge(plain, GATE).checks]
+
+
+def test_a_lift_that_was_asked_for_and_not_measured_does_not_pass():
+    judgement = judge(metrics(lift=None), GateSettings(min_lift_of_alignment=-1))
+    assert judgement.verdict is Verdict.REJECTED
+    assert judgement.reasons == ("lift of alignment: there is no collaborative-only arm to compare with",)
 
 
 @pytest.mark.parametrize(
