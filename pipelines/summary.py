@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -65,15 +67,24 @@ def _number(value: float | None) -> str:
 
 
 def _pointers(result: RunResult) -> list[tuple[str, Any]]:
-    workdir = home()
     return [
         ("report", result.paths["report"]),
         ("Data Docs", result.paths["data_docs"]),
         ("gate card", result.paths["gate_card"]),
         ("log", result.paths["log"]),
-        ("MLflow UI", f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri sqlite:///{workdir / 'mlflow.db'}"),
-        ("service", f"make serve, or tandem serve --workdir {workdir}"),
+        ("MLflow UI", _mlflow()),
+        ("service", f"make serve, or tandem serve --workdir {home()}"),
     ]
+
+
+def _mlflow() -> str:
+    """Where to look at MLflow. An address that the environment gives may hold a password, which is not shown."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    server = urlsplit(given)
+    if server.scheme in {"http", "https"}:
+        return server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
+    store = '"$MLFLOW_TRACKING_URI"' if given else f"sqlite:///{home() / 'mlflow.db'}"
+    return f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {store}"
 
 
 def show_certificate(certificate: Certificate, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipelines.local import RunResult
 from pipelines.summary import show
 from tests.components.register.making import metrics
@@ -11,14 +13,19 @@ CARD = (
 )
 
 
-def test_arms_card_and_pointers_are_printed(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def result(tmp_path, monkeypatch) -> RunResult:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
     names = ("run", "log", "evaluation", "report", "gate_card", "data_docs")
     paths = {name: str(tmp_path / name) for name in names}
     (tmp_path / "gate_card").write_text(CARD)
     content = metrics(bayes_auc=0.83)
     content["arms"]["ctrl"]["slices"]["cold"]["auc"] = None
-    result = RunResult("one", "/somewhere/shop.yaml", content, "rejected", ["AUC"], None, paths)
+    return RunResult("one", "/somewhere/shop.yaml", content, "rejected", ["AUC"], None, paths)
+
+
+def test_arms_card_and_pointers_are_printed(result, capsys):
     show(result)
     printed = capsys.readouterr().out
     assert "Arms on the test part of shop" in printed
@@ -28,6 +35,21 @@ def test_arms_card_and_pointers_are_printed(tmp_path, monkeypatch, capsys):
     assert "asked: >= 0.55" in printed
     assert "|---|" not in printed, "the card is laid out"
     for path in ("report", "data_docs", "gate_card", "log"):
-        assert paths[path] in printed
+        assert result.paths[path] in printed
     assert "mlflow ui --backend-store-uri sqlite:///" in printed
     assert "make serve" in printed
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://me:secret@tracking.example.org:5000/mlflow", "http://tracking.example.org:5000/mlflow"),
+        ("postgresql+psycopg2://me:secret@db.example.org/mlflow", '"$MLFLOW_TRACKING_URI"'),
+    ],
+)
+def test_the_registry_of_the_environment_is_pointed_at(result, monkeypatch, capsys, address, shown):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    show(result)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "MLflow UI" in line]
+    assert line.endswith(shown)
+    assert "secret" not in line
