@@ -133,8 +133,9 @@ def bars(label: str, rows: Sequence[Bar], x: Axis, digits: int = 1, width: float
         box = f'x="{min(zero, end):.1f}" y="{y + 5:.1f}" width="{max(abs(end - zero), 1):.1f}" height="{ROW - 10}"'
         frame.parts.append(f'<rect {box} fill="{COLOURS[0]}"/>')
         _row_label(frame, row.name, y)
-        side = "end" if row.value < 0 else "start"
-        frame.text(end + (-5 if row.value < 0 else 5), y + 17, f"{row.value:.{digits}f}", side, 'class="figure"')
+        # To the right of a bar to the left, too: on its left stands the row's name.
+        figure = f"{round(row.value, digits) + 0.0:.{digits}f}"
+        frame.text(max(zero, end) + 5, y + 17, figure, "start", 'class="figure"')
     return frame.svg(label)
 
 

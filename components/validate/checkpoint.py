@@ -100,5 +100,6 @@ def _found(result: Mapping[str, Any]) -> str:
     if "unexpected_count" not in result:
         return f"found {result.get('observed_value')}"
     told = f"{result['unexpected_count']} rows ({result['unexpected_percent']:.1f} %) are otherwise"
-    values = dict.fromkeys(repr(value) for value in result.get("partial_unexpected_list") or [] if value is not None)
+    examples = (value for value in result.get("partial_unexpected_list") or [] if not pd.isna(value))
+    values = dict.fromkeys(repr(value) for value in examples)
     return told + (f", such as {', '.join(list(values)[:EXAMPLES])}" if values else "")

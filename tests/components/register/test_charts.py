@@ -84,6 +84,18 @@ def test_the_figure_beside_the_longest_bar_has_room():
     assert "x" * 29 + "…" in texts(svg)
 
 
+def test_the_figure_of_a_bar_to_the_left_does_not_meet_the_rows_name():
+    svg = bars("lost", [Bar("a name of thirty characters...", -0.003), Bar("b", 0.001)], Axis("lost"), digits=4)
+    placed = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)" class="figure">([^<]*)', svg)
+    name = float(re.search(r'<text x="([\d.]+)"[^>]*text-anchor="end" >a name', svg)[1])
+    assert [(side, figure) for _, side, figure in placed] == [("start", "-0.0030"), ("start", "0.0010")]
+    assert all(float(x) > name for x, *_ in placed)
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    assert ">0.0000</text>" in bars("lost", [Bar("a", -1e-9), Bar("b", 0.001)], Axis("lost"), digits=4)
+
+
 def test_an_interval_that_holds_zero_is_grey():
     sure, unsure, bare = Bar("sure", 0.02, 0.01, 0.03), Bar("unsure", 0.01, -0.01, 0.03), Bar("bare", 0.01)
     svg = intervals("lift", [sure, unsure, bare], Axis("difference"))

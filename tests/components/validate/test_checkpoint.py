@@ -37,6 +37,13 @@ def test_a_failure_tells_count_share_and_examples(tmp_path):
     )
 
 
+def test_nothing_is_no_example(tmp_path):
+    frame = pd.DataFrame({"price": [1.0, float("nan"), None]})
+    expected = gxe.ExpectColumnValuesToNotBeNull(column="price", severity="warning", meta={"words": "price is there"})
+    (found,) = run_suites({"items": frame}, {"items": [expected]}, tmp_path / "docs")
+    assert found.sentence == "items: expected that price is there; 2 rows (66.7 %) are otherwise"
+
+
 def test_an_expectation_that_cannot_be_computed_is_no_finding(tmp_path):
     expected = gxe.ExpectColumnMeanToBeBetween(column="gone", min_value=0, meta={"words": "gone is positive"})
     with pytest.raises(RuntimeError, match="users: expectation expect_column_mean_to_be_between could not be computed"):
