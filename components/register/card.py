@@ -42,7 +42,7 @@ def gate_card(judgement: Judgement, metrics: Mapping[str, Any], run: RunInfo, ve
 
 def _row(check: Check) -> str:
     outcome = OUTCOMES[check.passed] + (f" ({check.note})" if check.note and check.passed is None else "")
-    return f"| {check.name} | {_said(check.value)} | {_escaped(check.bound)} | {_escaped(outcome)} |"
+    return f"| {_escaped(check.name)} | {_said(check.value)} | {_escaped(check.bound)} | {_escaped(outcome)} |"
 
 
 def _compared(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,4 +62,5 @@ def _said(value: float | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+    """The text for a cell of a table: the name of a slice holds whatever value the data have."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -30,7 +30,8 @@ REASONS_TAG = "tandem.reasons"
 PENDING = "pending"
 #: Of a lineage, what can be searched for among the versions.
 SEARCHED = ("dataset_digest", "spec_digest", "feature_service_hash", "prompt_hash", "plm", "plm_digest", "git_commit")
-TAG_LENGTH = 5000
+#: Of a tag's value and of a description: a PostgreSQL behind MLflow takes no more.
+TEXT_LENGTH = 5000
 EVALUATION_FILES = ("metrics.json", "curves.json", "lift.json", "degradation.json")
 
 
@@ -100,7 +101,7 @@ class Registration:
 
     def conclude(self, judgement: Judgement, card: str) -> None:
         """Say the verdict of run and version, and only then let the aliases follow."""
-        said = {VERDICT_TAG: str(judgement.verdict), REASONS_TAG: "\n".join(judgement.reasons)[:TAG_LENGTH]}
+        said = {VERDICT_TAG: str(judgement.verdict), REASONS_TAG: "\n".join(judgement.reasons)[:TEXT_LENGTH]}
         for key, value in said.items():
             self.client.set_tag(self.parent.info.run_id, key, value)
         own = StepRecord("register", self.started, time.time() - self.started, 0)
@@ -111,7 +112,7 @@ class Registration:
             self._point(self.version.version, judgement)
 
     def _say(self, version: str, card: str, said: Mapping[str, str]) -> None:
-        self.client.update_model_version(self.name, version, card)
+        self.client.update_model_version(self.name, version, card[:TEXT_LENGTH])
         for key, value in said.items():
             self.client.set_model_version_tag(self.name, version, key, value)
 

@@ -23,7 +23,10 @@ NAME_TAG = "mlflow.runName"
 DATASET_TAG = "tandem.dataset"
 #: What MLflow takes in one call, and in the value of a parameter.
 METRICS_AT_ONCE, PARAMS_AT_ONCE, PARAM_LENGTH = 1000, 100, 6000
-UNFIT = re.compile(r"[^\w\-./: ]")
+#: MLflow takes a slash, but no name that is not a tidy path: 'a//b' is none.
+UNFIT = re.compile(r"[^\w\-.: ]")
+#: Of each part of a dotted name, such as a slice's, which holds a value of the data: MLflow takes 250 in all.
+PART_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _fit(name: str) -> str:
-    """The name with what MLflow takes in no name replaced."""
-    return UNFIT.sub("_", name)
+    """The part of a name with what MLflow takes in none replaced, and no longer than it takes."""
+    return UNFIT.sub("_", name)[:PART_LENGTH]
 
 
 def _now() -> int:

@@ -186,6 +186,8 @@ def test_the_card_tells_verdict_reasons_and_checks():
     assert "| lift over the champion | 0.0000 | > 0, lower bound too | **failed** |" in card
     assert "| AUC of warm | 0.7000 | >= 0.52 | passed |" in card
     assert "| champion | 0.6900 |" in card
+    odd = judge(metrics(), GateSettings(slice_floors={"tags=a|b\nc": 0.5}))
+    assert "| AUC of tags=a\\|b c | - |" in gate_card(odd, metrics(), run, None)
     rejected = gate_card(judge(metrics(figures(None)), GATE), metrics(figures(None)), run, None)
     assert "not registered" in rejected
     assert "| AUC | - | >= 0.55 | **failed** |" in rejected

@@ -67,6 +67,14 @@ def test_figures_that_are_no_numbers_stay_out(mlflow, name):
     assert data_of(mlflow, run).metrics == {"ctrl.auc": 0.7, "ctrl.slices.a_b _c_.rows": 3.0}
 
 
+def test_slices_are_named_by_any_value(mlflow, name):
+    """A field of addresses, paths or whole sentences: what a value is like must not fail the run at its end."""
+    run = tracking.parent_run(mlflow, name, "a", {})
+    values = ("from=https://shop.example.org/a//b", "path=/", "path=../x", "text=" + "long " * 100)
+    tracking.log_figures(mlflow, run, {}, {"champion": {"slices": {value: {"rows": 3} for value in values}}})
+    assert len(data_of(mlflow, run).metrics) == len(values)
+
+
 def test_logged_twice_is_logged_once(mlflow, name):
     for _ in range(2):
         run = tracking.parent_run(mlflow, name, "a", {})
