@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from components.dataset.bundle import Bundle
 from components.register.gate import Verdict, judge
@@ -167,6 +168,40 @@ def test_a_run_without_a_name_gets_one_from_what_it_made(made, monkeypatch):
     assert run_name(run_info("a"), made.training_set, made.model) == "a"
     monkeypatch.setenv("MLFLOW_RUN_ID", "injected")
     assert run_name(run_info(""), made.training_set, made.model) == "injected"
+
+
+class Killed(BaseException):
+    """What no handler of ours sees, as none sees SIGKILL."""
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "create_model_version",  # before there is a version
+        "log_batch",  # with a version whose verdict is pending
+        "set_tag",  # after the claim, before any verdict is said
+        "update_model_version",
+        "set_registered_model_alias",  # in the log, and no alias has moved
+        "delete_registered_model_alias",
+    ],
+)
+def test_killed_at_any_write_the_same_run_again_finishes(dataset, bundle, made, monkeypatch, write):
+    registered(dataset, bundle, made, "a", metrics())
+    better = metrics(champion=champion(0.02, run_id="a"))
+
+    def kill(*args, **kwargs):
+        raise Killed(write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, write, kill)
+        with pytest.raises(Killed):
+            registered(dataset, bundle, made, "b", better)
+    judgement, _ = registered(dataset, bundle, made, "b", better)
+    assert judgement.verdict is Verdict.PROMOTED
+    assert pointed(dataset) == ("2", "1")
+    assert said(dataset) == [("promoted", "1"), ("promoted", "2")]
+    versions = aliases.search_versions(connect(), client.model_name(dataset))
+    assert {version.version: version.tags["tandem.verdict"] for version in versions} == {1: "promoted", 2: "promoted"}
 
 
 CHALLENGER = """
