@@ -23,6 +23,9 @@ class FinetuneSettings(LoopSettings):
     threads: int = Field(default=0, ge=0, le=1024, description="Threads on a CPU; 0: as many as there are cores.")
     hidden_users: float = Field(default=0.0, ge=0, lt=1, description="Share of rows whose user is shown as a new one.")
     hidden_items: float = Field(default=0.0, ge=0, lt=1, description="Share of rows whose item is shown as a new one.")
+    hidden_owners: int = Field(
+        default=1, ge=1, description="What at most so many users or items share is hidden with each of them."
+    )
     map_rows: tuple[Literal["user", "item"], ...] = Field(
         default=(), description="Sides whose ids' rows a learnt map of their texts is added to; new ids get rows by it."
     )

@@ -107,7 +107,7 @@ def _learner(
 ) -> Learner:
     """The network with what the settings put beside it, made in this order whatever else is set."""
     shares = {"user": settings.hidden_users, "item": settings.hidden_items}
-    hiding = Hiding(network.layout, train, shares) if any(shares.values()) else None
+    hiding = Hiding(network.layout, train, shares, settings.hidden_owners) if any(shares.values()) else None
     maps = contrast = None
     if texts is not None and settings.map_rows:
         if network.reads_history:

@@ -27,15 +27,19 @@ class Hiding(nn.Module):
     """Shows some rows' users and items as new ones.
 
     Hidden are the id and every value that only this one user or item has in the train part, such as a title: a new
-    one's would be unknown as well. Columns of the history stay: what a user did is known.
+    one's would be unknown as well. With `owners` also what a few share: a zip code of five users is nearly an id.
+    Columns of the history stay: what a user did is known.
 
     Args:
         layout: The model's input.
         train: Rows of the train part.
         shares: Share of the rows to be hidden, by side.
+        owners: Users or items that may share a value which is hidden with them.
     """
 
-    def __init__(self, layout: InputLayout, train: SplitArrays, shares: Mapping[str, float]) -> None:
+    def __init__(
+        self, layout: InputLayout, train: SplitArrays, shares: Mapping[str, float], owners: int = 1
+    ) -> None:
         super().__init__()
         self.shares = {side: share for side, share in shares.items() if share > 0}
         for side in self.shares:
@@ -44,7 +48,8 @@ class Hiding(nn.Module):
             for slots in layout.fields:
                 columns[slots.start : slots.stop] = slots.side == side
             self.register_buffer(f"{side}_columns", columns, persistent=False)
-            self.register_buffer(f"{side}_hidden", _hidden_ids(layout, side, train.ids, codes), persistent=False)
+            hidden = _hidden_ids(layout, side, train.ids, codes, owners)
+            self.register_buffer(f"{side}_hidden", hidden, persistent=False)
 
     def forward(self, ids: Tensor, generator: torch.Generator, group: Group, whole: int) -> Tensor:
         """The ids [n, W] with some rows' users and items hidden, drawn anew at each call.
@@ -59,14 +64,16 @@ class Hiding(nn.Module):
         return ids
 
 
-def _hidden_ids(layout: InputLayout, side: str, ids: npt.NDArray[np.int32], codes: npt.NDArray[np.int64]) -> Tensor:
+def _hidden_ids(
+    layout: InputLayout, side: str, ids: npt.NDArray[np.int32], codes: npt.NDArray[np.int64], few: int
+) -> Tensor:
     """For each global id the one that stands in its place when its user or item is hidden, int32 [vocabulary]."""
     hidden = np.arange(layout.vocabulary_size, dtype=np.int32)
     for slots in (slots for slots in layout.fields if slots.side == side and slots.kind != Kind.NUMBER):
         values = ids[:, slots.start : slots.stop].astype(np.int64)
         pairs = np.unique(values * (int(codes.max()) + 1) + codes[:, None])
         found, owners = np.unique(pairs // (int(codes.max()) + 1), return_counts=True)
-        own = found[(owners == 1) & (found >= slots.offset + FIRST_VALUE) & (found < slots.offset + slots.size)]
+        own = found[(owners <= few) & (found >= slots.offset + FIRST_VALUE) & (found < slots.offset + slots.size)]
         hidden[own] = slots.offset + UNKNOWN
         if slots.kind == Kind.ID:
             hidden[slots.offset + FIRST_VALUE : slots.offset + slots.size] = slots.offset + UNKNOWN
