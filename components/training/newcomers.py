@@ -37,9 +37,7 @@ class Hiding(nn.Module):
         owners: Users or items that may share a value which is hidden with them.
     """
 
-    def __init__(
-        self, layout: InputLayout, train: SplitArrays, shares: Mapping[str, float], owners: int = 1
-    ) -> None:
+    def __init__(self, layout: InputLayout, train: SplitArrays, shares: Mapping[str, float], owners: int = 1) -> None:
         super().__init__()
         self.shares = {side: share for side, share in shares.items() if share > 0}
         for side in self.shares:

@@ -93,6 +93,22 @@ def test_values_that_one_item_alone_has_are_hidden_with_it(data):
     assert torch.equal(hidden[~first, genres.start], torch.from_numpy(ids)[~first, genres.start])
 
 
+@pytest.mark.parametrize("few", [1, 4, 9])
+def test_what_a_few_share_is_hidden_with_each_of_them(data, few):
+    """Each value's items counted one after the other."""
+    train, genres = data.arrays("train"), data.layout.field("genres")
+    ids = train.ids.copy()
+    values = genres.offset + 3 + np.digitize(train.item_codes, [1, 4, 10])
+    ids[:, genres.start] = values
+    ids[:, genres.start + 1 : genres.stop] = 0
+    hiding = Hiding(data.layout, type(train)(**{**vars(train), "ids": ids}), {"item": 0.999999}, few)
+    hidden = hiding(torch.from_numpy(ids), torch.Generator().manual_seed(0), ALONE, len(ids))[:, genres.start]
+    owners = {value: len(set(train.item_codes[values == value])) for value in set(values)}
+    assert {1, 3, 6} <= set(owners.values()), owners
+    expected = [genres.offset + UNKNOWN if owners[value] <= few else value for value in values]
+    assert hidden.tolist() == expected
+
+
 def test_hiding_draws_its_share_and_leaves_the_history(data):
     train = data.arrays("train")
     hiding = Hiding(data.layout, train, {"user": 0.25, "item": 0.5})
