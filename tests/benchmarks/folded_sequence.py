@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +32,7 @@ FIELDS = (
 EVENTS = (("movie_id", None), ("genres", None), ("rating", 7), ("label", 5), ("gap", 34), ("hour", 27))
 
 
-def movielens(length: int) -> Any:
+def movielens(length: int, events: Sequence[tuple[str, int | None]] = EVENTS) -> Any:
     """A layout as the vocabulary of MovieLens-1M gives it."""
     from components.dataset.layout import FieldSlots, InputLayout
 
@@ -42,7 +42,7 @@ def movielens(length: int) -> Any:
         start, offset = start + width, offset + size
     shared = {slots.name: slots for slots in fields}
     history = []
-    for name, own in EVENTS:
+    for name, own in events:
         size, first = (shared[name].size, shared[name].offset) if own is None else (own, offset)
         history.append(FieldSlots(f"history_{name}", "user", "category", start, length, first, size))
         start, offset = start + length, offset + (own or 0)
@@ -81,8 +81,8 @@ def seconds(work: Work, rounds: int) -> float:
     return statistics.median(taken)
 
 
-def measure(name: str, layout: Any, folder: Path, rounds: int) -> dict[str, dict[int, dict[str, float]]]:
-    """FLOPs and milliseconds by form (whole, folded, ranker) and number of candidates."""
+def measure(name: str, layout: Any, folder: Path, rounds: int, **config: Any) -> dict[str, dict[int, dict[str, float]]]:
+    """FLOPs and milliseconds by form (whole, folded, ranker) and number of candidates; `config` are model settings."""
     import torch
 
     from components.dataset.scoring import FoldedModel, WholeModel
@@ -91,7 +91,7 @@ def measure(name: str, layout: Any, folder: Path, rounds: int) -> dict[str, dict
     from components.models.registry import build_backbone
 
     torch.manual_seed(0)
-    model = without_batch_norm(build_backbone(name, layout, BackboneConfig()).eval()).requires_grad_(False)
+    model = without_batch_norm(build_backbone(name, layout, BackboneConfig(**config)).eval()).requires_grad_(False)
     folding = model.fold()
     assert folding is not None
     folding.eval().requires_grad_(False)
