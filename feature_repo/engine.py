@@ -34,6 +34,12 @@ def engine_of(offline: Any) -> Engine:
     return engine
 
 
+def memory_limit(offline: Any) -> str:
+    """What DuckDB may hold in memory, by an environment's offline store, where one node reads or sorts."""
+    limit: str = getattr(offline, "memory_limit", DuckEngine.memory_limit)
+    return limit
+
+
 @dataclass(frozen=True)
 class DuckEngine:
     """DuckDB in this process, which spills to disk beyond `memory_limit`."""

@@ -25,6 +25,7 @@ from components.run import read_json, write_json
 from feature_repo.activity import ENTERED
 from feature_repo.asof import FeatureTable, latest_query, literal, quoted, scan, session
 from feature_repo.definitions import is_dated
+from feature_repo.engine import memory_limit
 from feature_repo.environment import feast_home
 from feature_repo.locks import alone
 from feature_repo.store import apply, changing, open_store
@@ -222,7 +223,7 @@ def _write(
 
 
 def _session(store: Any) -> Any:
-    return session(getattr(store.config.offline_store, "memory_limit", "3GB"))
+    return session(memory_limit(store.config.offline_store))
 
 
 def _table(view: Any, path: str) -> FeatureTable:

@@ -33,6 +33,8 @@ from components.dataset.splits import PARTS, split_table
 from components.dataset.training_set import write_training_set
 from feature_repo.asof import literal, quoted, scan, session
 from feature_repo.definitions import Definitions, build
+from feature_repo.engine import memory_limit
+from feature_repo.environment import offline_store
 from feature_repo.publish import dataset_digest, validated_file
 from feature_repo.store import publish, training_store
 
@@ -60,14 +62,15 @@ def retrieve(dataset: str, validated: Path, output: Path) -> dict[str, Any]:
     impressions = validated_file(validated, "impressions")
     definitions = build(spec, publish(spec, validated))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".joined-", dir=output.parent) as folder, session() as connection:
+    memory = memory_limit(offline_store(spec))
+    with TemporaryDirectory(prefix=".joined-", dir=output.parent) as folder, session(memory) as connection:
         file = Path(folder, "joined.parquet")
         write_joined(spec, definitions, impressions, file)
         log.info("%d impressions joined with %d features", _count(file), len(definitions.features))
         names = _names(definitions, impressions)
         keys = [name for name in (IMPRESSION_ID, USER_KEY, ITEM_KEY, LABEL, EVENT_TIMESTAMP) if name in names]
         # The rows themselves never are in memory all at once; what decides on their part is.
-        slim = split_table(pq.read_table(file, columns=keys).sort_by(IMPRESSION_ID), spec)
+        slim = split_table(pq.read_table(file, columns=keys), spec)
         meta = _meta(spec, definitions, slim) | {"dataset_digest": dataset_digest(validated)}
         parts = {name: partial(_part, spec, connection, file, names, table) for name, table in slim.items()}
         write_training_set(output, spec, parts, meta)
