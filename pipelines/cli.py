@@ -44,6 +44,7 @@ class MethodName(StrEnum):
     COLLABORATIVE = "collaborative"
     CTRL = "ctrl"
     SRP4CTR = "srp4ctr"
+    SRP4CTR_CTRL = "srp4ctr+ctrl"
 
 
 class PartName(StrEnum):

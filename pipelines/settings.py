@@ -20,7 +20,10 @@ from components.validate.settings import ValidateSettings
 
 COLLABORATIVE = "collaborative"
 SRP4CTR = "srp4ctr"
-Method = Literal["collaborative", "ctrl", "srp4ctr"]
+SRP4CTR_CTRL = "srp4ctr+ctrl"
+#: Methods that pre-train a sequence encoder.
+PRETRAINED = (SRP4CTR, SRP4CTR_CTRL)
+Method = Literal["collaborative", "ctrl", "srp4ctr", "srp4ctr+ctrl"]
 Backbone = Literal[
     "autoint",
     "autoint_history",
@@ -64,12 +67,12 @@ class RunSettings(BaseModel):
     @classmethod
     def _with_backbone(cls, content: Any) -> Any:
         """SRP4CTR is a backbone as well as a method, and the only one that it can pre-train."""
-        if not isinstance(content, dict) or content.get("method") != SRP4CTR:
+        if not isinstance(content, dict) or content.get("method") not in PRETRAINED:
             return content
         content = {"backbone": SRP4CTR, **content}
         if content["backbone"] != SRP4CTR:
             raise ValueError(
-                f"method {SRP4CTR} pre-trains a sequence encoder; write backbone {SRP4CTR}, or leave it out"
+                f"method {content['method']} pre-trains a sequence encoder; write backbone {SRP4CTR}, or leave it out"
             )
         return content
 

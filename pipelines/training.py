@@ -8,7 +8,7 @@ from kfp.dsl.base_component import BaseComponent
 from components.dataset.errors import UserError
 from pipelines import steps
 from pipelines.policy import on_cpu, on_gpu
-from pipelines.settings import COLLABORATIVE, SRP4CTR, RunSettings
+from pipelines.settings import COLLABORATIVE, PRETRAINED, SRP4CTR, RunSettings
 
 
 class Result(NamedTuple):
@@ -62,12 +62,14 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         baseline = steps.finetune(training_set=rows, arm=COLLABORATIVE, settings=finetune, **architecture)
         arms = {"collaborative": on_gpu(baseline).set_display_name("finetune-collaborative").outputs["trained"]}
         learnt: dict[str, Any] = {}
+        begin: dict[str, Any] = {}
         start: dict[str, Any] = {}
 
-        if method == SRP4CTR:
+        if method in PRETRAINED:
             pretrained = on_gpu(steps.pretrain(training_set=rows, settings=pretrain, **architecture))
+            begin = {"pretrained": pretrained.outputs["checkpoint"]}
             start = {"checkpoint": pretrained.outputs["checkpoint"]}
-        elif method != COLLABORATIVE:
+        if method not in {COLLABORATIVE, SRP4CTR}:
             prompts = on_cpu(steps.prompt_transform(training_set=rows, settings=prompt, shards=shards))
             texts = prompts.outputs["prompts"]
             with dsl.ParallelFor(prompts.outputs["Output"], name="shards", parallelism=100) as shard:
@@ -75,7 +77,9 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
             # One for each consumer: the compiler changes the object that it is handed.
             shared, own = (dsl.Collected(encoded.outputs["embeddings"]) for _ in range(2))
             aligned = on_gpu(
-                steps.align(training_set=rows, prompts=texts, embeddings=shared, settings=align, **architecture)
+                steps.align(
+                    training_set=rows, prompts=texts, embeddings=shared, settings=align, **begin, **architecture
+                )
             )
             learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
             start = {**learnt, "embeddings": own}

@@ -26,7 +26,7 @@ from components.dataset.training_set import TrainingSet, write_training_set
 from components.run import aside, read_json
 from components.training import checkpoints
 from components.training.metrics import Floats
-from pipelines.settings import COLLABORATIVE, SRP4CTR, RunSettings
+from pipelines.settings import COLLABORATIVE, PRETRAINED, SRP4CTR, RunSettings
 
 log = logging.getLogger("tandem.compare")
 
@@ -55,8 +55,9 @@ class Store:
 class Trial:
     """One training of one arm, with the folders that it reads and writes.
 
-    `group` is the backbone of the arms that it is compared with, its own unless the arm brings one. `aligned` is None
-    where the arm has no stage 1; prompts and embeddings where it meets no PLM at all.
+    `group` is the backbone of the arms that it is compared with, its own unless the arm brings one. `pretrained` is
+    None where the arm has no sequence encoder that is trained first, `aligned` where it is not aligned; prompts and
+    embeddings where it meets no PLM at all.
     """
 
     arm: str
@@ -67,8 +68,14 @@ class Trial:
     training_set: Path
     prompts: Path | None
     embeddings: Path | None
+    pretrained: Path | None
     aligned: Path | None
     trained: Path
+
+    @property
+    def start(self) -> Path | None:
+        """What training on clicks begins with."""
+        return self.aligned or self.pretrained
 
     def scores(self, part: str) -> Path:
         """The file with the trial's probabilities on a part."""
@@ -81,7 +88,7 @@ class Trial:
 
     def seconds(self) -> float:
         """Seconds of this trial's own training, stage 1 included; texts and encodings are shared and not counted."""
-        folders = [self.trained, *([self.aligned] if self.aligned else [])]
+        folders = [path for path in (self.trained, self.aligned, self.pretrained) if path]
         return sum(float(line["seconds"]) for path in folders for line in read_json(path / "curve.json")["history"])
 
     def encoding_seconds(self) -> float | None:
@@ -111,23 +118,27 @@ def plan_trial(store: Store, arm: str, group: str, settings: RunSettings, traini
         "model": settings.model.model_dump(mode="json"),
         "seed": settings.seed,
     }
-    prompts = embeddings = aligned = None
-    if settings.method == SRP4CTR:
+    prompts = embeddings = pretrained = aligned = None
+    if settings.method in PRETRAINED:
         pretrain = settings.pretrain.model_dump(mode="json", exclude={"threads"})
-        aligned = store.place("pretrained", **network, pretrain=pretrain)
-    elif settings.method != COLLABORATIVE or settings.reads_texts:
+        encoder = {**network, "model": settings.model.of_encoder().model_dump(mode="json")}
+        pretrained = store.place("pretrained", **encoder, pretrain=pretrain)
+    aligns = settings.method not in {COLLABORATIVE, SRP4CTR}
+    if aligns or settings.reads_texts:
         prompts = store.place("prompts", data=training_set.name, prompt=settings.prompt.model_dump(mode="json"))
         encode = settings.encode.model_dump(mode="json", exclude=ENCODE_RESOURCES)
         embeddings = store.place("embeddings", prompts=prompts.name, encode=encode)
-    if embeddings is not None and settings.method != COLLABORATIVE:
-        stage_1 = settings.align.model_dump(mode="json", exclude=TRAINING_RESOURCES)
-        aligned = store.place("aligned", **network, embeddings=embeddings.name, align=stage_1)
+    if embeddings is not None and aligns:
+        stage_1: dict[str, Any] = {"align": settings.align.model_dump(mode="json", exclude=TRAINING_RESOURCES)}
+        stage_1 |= {"pretrained": pretrained.name} if pretrained else {}
+        aligned = store.place("aligned", **network, embeddings=embeddings.name, **stage_1)
+    start = aligned or pretrained
     read = {
-        "start": aligned.name if aligned else None,
+        "start": start.name if start else None,
         "texts": embeddings.name if embeddings and settings.reads_texts else None,
     }
     trained = store.place("trained", **network, finetune=finetune, **read)
-    places = training_set, prompts, embeddings, aligned, trained
+    places = training_set, prompts, embeddings, pretrained, aligned, trained
     return Trial(arm, group, settings.backbone, settings.seed, settings, *places)
 
 
@@ -194,10 +205,11 @@ def make_embeddings(trial: Trial) -> None:
 def tasks_of(trial: Trial, part: str) -> Iterator[Task]:
     """What has to be made before the trial's scores on a part are there, in order."""
     name = f"{trial.backbone}, {trial.arm}, seed {trial.seed}"
+    if trial.pretrained is not None:
+        yield Task(f"pretrain {name}", trial.pretrained, None, partial(_pretrain, trial))
     if trial.aligned is not None:
-        work = _pretrain if trial.settings.method == SRP4CTR else _align
-        yield Task(f"{work.__name__.strip('_')} {name}", trial.aligned, None, partial(work, trial))
-    yield Task(f"train {name}", trial.scores(part), trial.aligned, partial(_train, trial, part))
+        yield Task(f"align {name}", trial.aligned, trial.pretrained, partial(_align, trial))
+    yield Task(f"train {name}", trial.scores(part), trial.start, partial(_train, trial, part))
 
 
 def _align(trial: Trial) -> None:
@@ -206,15 +218,16 @@ def _align(trial: Trial) -> None:
     assert trial.prompts and trial.embeddings and trial.aligned  # noqa: S101  (a task of arms with a stage 1)
     paths = trial.training_set, trial.prompts, [trial.embeddings], trial.aligned
     settings = trial.settings.align.model_copy(update=ALONE)
-    align(*paths, trial.backbone, trial.settings.model, settings, trial.seed)
+    align(*paths, trial.backbone, trial.settings.model, settings, trial.seed, trial.pretrained)
 
 
 def _pretrain(trial: Trial) -> None:
     from components.pretrain.step import pretrain
 
-    assert trial.aligned  # noqa: S101  (a task of arms with a stage 1)
+    assert trial.pretrained  # noqa: S101  (a task of arms that pre-train)
     settings = trial.settings.pretrain.model_copy(update={"threads": 1})
-    pretrain(trial.training_set, trial.aligned, trial.backbone, trial.settings.model, settings, trial.seed)
+    model = trial.settings.model.of_encoder()
+    pretrain(trial.training_set, trial.pretrained, trial.backbone, model, settings, trial.seed)
 
 
 def _train(trial: Trial, part: str) -> None:
@@ -225,7 +238,7 @@ def _train(trial: Trial, part: str) -> None:
     settings = trial.settings
     if not trial.trained.is_dir():
         training = settings.finetune.model_copy(update={**ALONE, "threads": 1})
-        start = trial.backbone, settings.model, training, trial.seed, trial.aligned
+        start = trial.backbone, settings.model, training, trial.seed, trial.start
         texts = trial.prompts, [trial.embeddings] if trial.embeddings else None
         finetune(trial.training_set, trial.trained, trial.arm, *start, *texts)
     data = TrainingSet.open(trial.training_set).for_model(reads_history(trial.backbone))

@@ -1,5 +1,7 @@
 """The KFP face of the align step."""
 
+from typing import Optional
+
 from kfp import dsl
 
 from components.image import TRAIN_IMAGE
@@ -15,6 +17,7 @@ def align(
     settings: dict,
     seed: int,
     checkpoint: dsl.Output[dsl.Model],
+    pretrained: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045  (kfp knows this spelling only)
 ) -> None:
     """Align a fresh collaborative model with the language model's view of the same impressions (CTRL, stage 1).
 
@@ -27,6 +30,7 @@ def align(
         settings: Values of AlignSettings.
         seed: Seed of initialisation and shuffling.
         checkpoint: The aligned collaborative model and its alignment health report.
+        pretrained: The pre-trained model to start from; or none.
     """
     from pathlib import Path
 
@@ -34,9 +38,11 @@ def align(
 
     shards = [Path(part.path) for part in embeddings]
     rows, texts, output = Path(training_set.path), Path(prompts.path), Path(checkpoint.path)
-    with step("align", output, [rows, texts, *shards]):
+    begin = Path(pretrained.path) if pretrained else None
+    with step("align", output, [rows, texts, *shards, *([begin] if begin else [])]):
         from components.align.settings import AlignSettings
         from components.align.step import align
         from components.models.config import BackboneConfig
 
-        align(rows, texts, shards, output, backbone, BackboneConfig(**model), AlignSettings(**settings), int(seed))
+        arguments = backbone, BackboneConfig(**model), AlignSettings(**settings), int(seed), begin
+        align(rows, texts, shards, output, *arguments)

@@ -23,7 +23,7 @@ from components.models.registry import build_backbone, reads_history
 from components.objectives.contrastive import info_nce
 from components.objectives.health import report, retrieval_accuracy
 from components.run import read_json
-from components.training.checkpoints import save_model
+from components.training.checkpoints import continue_from, save_model
 from components.training.contrast import Contrast
 from components.training.device import pick_device
 from components.training.group import Group
@@ -214,23 +214,24 @@ def align(
     model: BackboneConfig,
     settings: AlignSettings,
     seed: int,
+    pretrained: Path | None = None,
 ) -> dict[str, Any]:
     """Align and write the collaborative model's checkpoint with health.json and curve.json.
 
     Neither the projections nor anything of the PLM goes into the model. Beside it lie the projections, for a stage 2
-    that keeps the alignment on, or what was trained of the PLM.
+    that keeps the alignment on, or what was trained of the PLM. It begins with what was pre-trained, if anything.
 
     Returns:
         The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, neighbours in words, and
         what encoding cost.
 
     Raises:
-        UserError: the embeddings do not belong to the prompts, or are no numbers.
+        UserError: the embeddings do not belong to the prompts, or are no numbers, or another model was pre-trained.
     """
     processes = processes_to_start(settings)
     if processes > 1:
         given = {"training_set": training_set, "prompts": prompts, "embeddings": embeddings, "output": output}
-        given |= {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
+        given |= {"backbone": backbone, "model": model, "settings": settings, "seed": seed, "pretrained": pretrained}
         train_together(align, processes, threads=1, **given)
         found: dict[str, Any] = read_json(output / "health.json")
         return found
@@ -243,10 +244,12 @@ def align(
     if settings.liked_texts:
         frozen = with_liked(frozen, data.layout, arrays)
     texts = _texts(frozen, prompts, encoded, settings)
+    if pretrained is not None:
+        continue_from(network, pretrained)
     work = Alignment(network, texts, arrays, settings, seed)
     before = work.health()
     decides: dict[str, Any] = {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
-    inputs = inputs_digest(training_set, prompts, embeddings)
+    inputs = inputs_digest(training_set, prompts, embeddings, pretrained)
     progress = Progress("align", {**decides, "inputs": inputs}, settings.checkpoint_minutes, work.group)
     work.go_on(progress)
     curve = work.train(progress)

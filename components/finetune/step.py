@@ -16,7 +16,7 @@ from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
 from components.models.srp4ctr import SRP4CTR
 from components.run import read_json
-from components.training.checkpoints import load_model, save_model
+from components.training.checkpoints import continue_from, save_model
 from components.training.contrast import HEADS, Contrast
 from components.training.device import pick_device
 from components.training.group import Group
@@ -76,7 +76,7 @@ def finetune(
     if texts is not None:
         give_texts(network, texts, train)
     if checkpoint is not None:
-        _continue_from(network, checkpoint)
+        continue_from(network, checkpoint)
         if settings.frozen:
             _freeze(network)
     learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
@@ -142,15 +142,6 @@ def _continue_heads(contrast: Contrast, checkpoint: Path) -> None:
             "give similarity, projection, subspaces, width and liked_texts alike"
         )
     contrast.heads.load_state_dict(weights)
-
-
-def _continue_from(network: CollaborativeModel, checkpoint: Path) -> None:
-    """Take the aligned weights over, all but the output layer, which starts anew."""
-    aligned = load_model(checkpoint)
-    if aligned.layout != network.layout or aligned.config != network.config or type(aligned) is not type(network):
-        raise UserError(f"{checkpoint} was aligned for another training set or backbone; run align again")
-    weights = {name: value for name, value in aligned.state_dict().items() if not name.startswith("head.")}
-    network.load_state_dict(weights, strict=False)
 
 
 def _freeze(network: CollaborativeModel) -> None:

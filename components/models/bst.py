@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from components.dataset.layout import InputLayout
 from components.models.base import BackboneConfig
-from components.models.history import Events, HistoryModel
+from components.models.history import Events, HistoryModel, RowScale
 from components.models.kernels import Dropout
 
 
@@ -59,6 +59,9 @@ class BST(HistoryModel):
             TransformerLayer(width, config.heads, config.dropout) for _ in range(config.sequence_layers)
         )
 
+        # Our own addition; without it, what the fields' rows say is learnt late and badly.
+        self.scale = RowScale(width)
+
     @property
     def summary_width(self) -> int:
         """Every event's token and the candidate's."""
@@ -72,5 +75,5 @@ class BST(HistoryModel):
         there = functional.pad(events.there, (0, 1), value=True)
         for layer in self.layers:
             tokens = layer(tokens, there)
-        kept: Tensor = tokens * there.unsqueeze(-1)
+        kept: Tensor = self.scale(tokens) * there.unsqueeze(-1)
         return kept.flatten(1)

@@ -40,8 +40,14 @@ class BackboneConfig(BaseModel):
     )
 
     encoder_layers: int = Field(default=2, ge=1, le=16, description="srp4ctr: layers of the sequence encoder.")
-    cross_attention: bool = Field(default=True, description="srp4ctr: uni cross-attention of the item in every layer.")
+    cross_attention: Literal["none", "uni", "sink", "full"] = Field(
+        default="uni", description="srp4ctr: how candidate and events meet; uni: events never see the candidate."
+    )
     queries: int = Field(default=4, ge=0, le=64, description="srp4ctr: queries to the sequence; 0 for none.")
+
+    def of_encoder(self) -> Self:
+        """The settings of srp4ctr's encoder alone: what it learns from behaviour does not depend on who reads it."""
+        return self.model_copy(update={"cross_attention": "none", "queries": 0})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from components.dataset.errors import UserError
 from components.dataset.layout import PADDING, InputLayout
 from components.models.base import BackboneConfig, CollaborativeModel, mlp
+from components.models.embedding import INITIAL_STD
 
 
 class Events(NamedTuple):
@@ -62,6 +63,22 @@ class EventRows(nn.Module):
     def shown(self, x: Tensor) -> Tensor:
         """The candidates' ids [batch, items] of the same item attributes; of a multi field the first, as in events."""
         return x.index_select(1, self.first)
+
+
+class RowScale(nn.Module):
+    """What a layer norm gives, brought to the scale that the fields' rows begin with; the scale is learnt.
+
+    Fields' rows start near zero, and what was normalised has unit variance: side by side before a batch norm, the
+    latter would leave the former no room, and what an MLP learns first would be learnt from the history alone.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), INITIAL_STD))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Of the shape of rows, [..., width]."""
+        return rows * self.weight
 
 
 class HistoryModel(CollaborativeModel):

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.dataset.layout import InputLayout
+from components.dataset.layout import MASK, InputLayout
 from components.models.base import BackboneConfig
 from components.models.embedding import INITIAL_STD
 from components.models.history import EventRows
 from components.models.kernels import Dropout
+
+#: Width of a feed-forward network's hidden layer over its input's.
+EXPANSION = 2
 
 
 def by_head(rows: Tensor, heads: int) -> Tensor:
@@ -24,7 +27,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.inner, self.outer = nn.Linear(width, EXPANSION * width), nn.Linear(EXPANSION * width, width)
         self.norm, self.dropout = nn.LayerNorm(width), Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +125,16 @@ class SequenceEncoder(nn.Module):
             tokens = layer(tokens, *projected[-1], there)
         return projected, tokens, there
 
+    def question(self) -> Tensor:
+        """What a candidate's token [width] has beside its item: behaviour that is hidden, at the most recent place."""
+        hidden = [slots.offset + MASK for slots in self.events.slots[self.events.items :]]
+        rows: Tensor = self.table.weight[hidden].sum(0) + self.position.weight[0]
+        return rows
+
     def shown(self, ids: Tensor) -> Tensor:
-        """A candidate's token [batch, width] from the ids of its attributes [batch, items]: rows without position."""
-        token: Tensor = self.norm(self.table(ids).sum(1))
+        """A candidate's token [batch, width] from the ids of its attributes [batch, items].
+
+        It is the token that pre-training knows as an event whose behaviour is to be told.
+        """
+        token: Tensor = self.norm(self.table(ids).sum(1) + self.question())
         return token

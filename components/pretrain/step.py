@@ -120,6 +120,7 @@ def pretrain(
     before = work.report(held)
     curve = work.train(learn)
     health = {"before": before, "after": work.report(held), "sequences": len(learn), "held_out": len(held)}
+    network.take_over()
     meta = {"seed": seed, "settings": settings.model_dump(mode="json")}
     save_model(output, network.cpu(), meta, {"health.json": health, "curve.json": {"history": curve}})
     return health

@@ -14,6 +14,7 @@ from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, name_of
+from components.models.srp4ctr import SRP4CTR
 from components.run import aside, read_json
 
 FORMAT = 2
@@ -71,6 +72,27 @@ def load_model(path: Path) -> CollaborativeModel:
     model = build_backbone(config["backbone"], layout, BackboneConfig(**config["config"]))
     model.load_state_dict(load(content))
     return model
+
+
+def continue_from(model: CollaborativeModel, path: Path) -> None:
+    """Take over what stage 1 has learnt, all but the output layer, which starts anew.
+
+    An encoder that was pre-trained by itself serves every model that reads it, whatever else that model has.
+
+    Raises:
+        UserError: the folder is no checkpoint, or stage 1 was made for another training set or backbone.
+    """
+    found = load_model(path)
+    alike = found.layout == model.layout and type(found) is type(model)
+    if alike and found.config == model.config:
+        weights = {name: value for name, value in found.state_dict().items() if not name.startswith("head.")}
+        model.load_state_dict(weights, strict=False)
+    elif alike and isinstance(model, SRP4CTR) and found.config == model.config.of_encoder():
+        assert isinstance(found, SRP4CTR)  # noqa: S101  (alike)
+        model.encoder.load_state_dict(found.encoder.state_dict())
+        model.take_over()
+    else:
+        raise UserError(f"{path} was made for another training set or backbone; run stage 1 again")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -250,6 +250,13 @@ def test_what_decides_a_result_names_its_folder():
     drawn = planned(encode={"plm": {"random_weights": True}})
     assert drawn.prompts == plain.prompts and drawn.embeddings != plain.embeddings and drawn.trained != plain.trained
     assert planned(prompt={"form": "field-value"}).prompts != plain.prompts
+    srp4ctr = planned(method="srp4ctr")
+    no_queries = planned(method="srp4ctr", model={"queries": 0})
+    assert no_queries.pretrained == srp4ctr.pretrained and no_queries.trained != srp4ctr.trained
+    assert planned(method="srp4ctr", model={"heads": 4}).pretrained != srp4ctr.pretrained
+    both = planned(method="srp4ctr+ctrl")
+    assert both.pretrained == srp4ctr.pretrained and both.start == both.aligned
+    assert both.aligned != planned(backbone="srp4ctr").aligned and both.trained != srp4ctr.trained
     alone = planned(method="collaborative", align={"temperature": 0.1})
     assert alone.aligned is None and alone.trained == planned(method="collaborative").trained != plain.trained
 

@@ -15,10 +15,12 @@ from components.dataset.errors import UserError
 from components.dataset.prompts import TEXT_SCHEMA, text_hash, write_prompt_set
 from components.dataset.training_set import TrainingSet
 from components.models.config import BackboneConfig
-from components.training.checkpoints import load_model
+from components.models.registry import build_backbone, reads_history
+from components.training.checkpoints import load_model, save_model
 from components.training.loop import TrainingError
 from tests.components.evaluate.logs import training_set
 
+SEQUENCE = BackboneConfig(embedding_dim=8, hidden=(8,), queries=2, encoder_layers=1, dropout=0.0)
 CONFIG = BackboneConfig(embedding_dim=8, hidden=(16,), layers=1, dropout=0.0)
 SETTINGS = AlignSettings(epochs=3, batch_size=128, temperature=0.1, learning_rate=3e-3, health_rows=128)
 DIM = 12
@@ -63,6 +65,20 @@ def aligned(inputs, output, embeddings=None, settings=SETTINGS, seed=1):
     folder, _ = inputs
     paths = folder / "training_set", folder / "prompts", [embeddings or folder / "embeddings"], output
     return align(*paths, "autoint", CONFIG, settings, seed)
+
+
+def test_a_model_that_was_pre_trained_is_aligned_from_there(inputs, tmp_path):
+    """At a rate of next to nothing the weights remain what they were at the beginning."""
+    data = TrainingSet.open(inputs[0] / "training_set").for_model(reads_history("srp4ctr"))
+    torch.manual_seed(5)
+    encoder = build_backbone("srp4ctr", data.layout, SEQUENCE.of_encoder())
+    save_model(tmp_path / "pretrained", encoder, {})
+    still = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-12, "warmup_from": 1e-12, "weight_decay": 0})
+    paths = inputs[0] / "training_set", inputs[0] / "prompts", [inputs[0] / "embeddings"], tmp_path / "out"
+    align(*paths, "srp4ctr", SEQUENCE, still, 1, tmp_path / "pretrained")
+    found = load_model(tmp_path / "out")
+    torch.testing.assert_close(found.encoder.table.weight, encoder.encoder.table.weight)
+    assert found.encoder.table.weight.abs().sum() > 0
 
 
 def test_rows_find_their_texts(inputs, tmp_path):

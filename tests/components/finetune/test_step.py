@@ -90,7 +90,7 @@ def test_a_checkpoint_of_something_else_is_refused(data, tmp_path, other):
     else:
         training_set(tmp_path / "training_set", rows=table(seed=5, rows=900))
         path = tmp_path / "training_set"
-    with pytest.raises(UserError, match="run align again"):
+    with pytest.raises(UserError, match="run stage 1 again"):
         finetune(path, tmp_path / "out", "ctrl", backbone, config, SETTINGS, 1, checkpoint)
     assert not (tmp_path / "out").exists()
 

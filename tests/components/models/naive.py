@@ -5,6 +5,8 @@ from math import erf
 
 import numpy as np
 
+from components.dataset.layout import MASK
+
 
 def weights_of(model):
     return {name: value.double().numpy() for name, value in model.state_dict().items()}
@@ -187,7 +189,7 @@ def bst(model, w, e, ids):
             following.append(layer_norm(w, f"{name}.norms.1", s + outer))
         tokens = following
     empty = np.zeros((length - len(events)) * width)
-    return mlp(w, np.concatenate([e.ravel(), empty, *tokens]))
+    return mlp(w, np.concatenate([e.ravel(), empty, *(w["scale.weight"] * token for token in tokens)]))
 
 
 def linear(w, name, x):
@@ -217,18 +219,24 @@ def srp4ctr(model, w, e, ids):
             rows = sum(table[ids[slots.start + place]] for slots in seen)
             tokens.append(rows + w["encoder.position.weight"][length - 1 - place])
     tokens = [layer_norm(w, "encoder.norm", token) for token in tokens]
-    stream = layer_norm(w, "encoder.norm", table[ids[model.layout.fields[-1].start]])
+    # The item's id is the first attribute; the others are behaviour, hidden from the candidate.
+    hidden = sum(table[slots.offset + MASK] for slots in seen[1:])
+    shown = table[ids[model.layout.fields[-1].start]] + hidden + w["encoder.position.weight"][0]
+    stream, kind = layer_norm(w, "encoder.norm", shown), model.config.cross_attention
     for number in range(model.config.encoder_layers):
-        name = f"encoder.layers.{number}"
-        keys, values = ([linear(w, f"{name}.{of}", token) for token in tokens] for of in ("key", "value"))
-        if model.config.cross_attention:
-            stream = asked(w, f"item_layers.{number}", stream, keys, values, heads)
+        name, item = f"encoder.layers.{number}", f"item_layers.{number}"
+        seeing = [*tokens, stream] if kind == "full" else tokens
+        keys, values = ([linear(w, f"{name}.{of}", token) for token in seeing] for of in ("key", "value"))
         tokens = [asked(w, name, token, keys, values, heads) for token in tokens]
-    pieces = [e.ravel(), *([stream] if model.config.cross_attention else [])]
+        if kind == "sink":
+            keys, values = ([w[f"{item}.sink"][i].ravel(), *given] for i, given in enumerate((keys, values)))
+        if kind != "none":
+            stream = asked(w, item, stream, keys, values, heads)
+    streams = [] if kind == "none" else [stream]
     if model.config.queries:
         keys, values = ([linear(w, f"querying.layer.{of}", token) for token in tokens] for of in ("key", "value"))
-        pieces += [asked(w, "querying.layer", query, keys, values, heads) for query in w["querying.queries"]]
-    return mlp(w, np.concatenate(pieces))
+        streams += [asked(w, "querying.layer", query, keys, values, heads) for query in w["querying.queries"]]
+    return mlp(w, np.concatenate([e.ravel(), w["scale.weight"] * np.concatenate([*streams, []])]))
 
 
 def autoint_history(model, w, e, ids):

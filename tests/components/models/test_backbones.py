@@ -22,7 +22,8 @@ VARIANTS = [(name, {}) for name in BACKBONES] + [
     ("autoint_history", {"text_rows": 5}),
     ("autoint_history", {"heads": 1, "layers": 1, "text_rows": 2}),
     ("srp4ctr", {"encoder_layers": 1, "queries": 0}),
-    ("srp4ctr", {"cross_attention": False}),
+    *(("srp4ctr", {"cross_attention": kind}) for kind in ("none", "sink", "full")),
+    ("srp4ctr", {"cross_attention": "none", "queries": 0}),
 ]
 
 
@@ -39,6 +40,19 @@ def test_a_backbone_is_its_papers_formula(name, changes, layout):
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
     weight, bias = model.head.weight.detach().numpy()[0], model.head.bias.item()
     np.testing.assert_allclose(logits, found @ weight + bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bst", "srp4ctr"])
+def test_what_the_history_says_does_not_drown_the_fields_at_first(name):
+    """A fresh model reads fields near zero beside normalised tokens: a batch norm would leave the fields no room."""
+    torch.manual_seed(0)
+    model, ids = build_backbone(name, MIXED, SMALL).eval(), ids_of(MIXED, rows=64)
+    read = []
+    model.deep.register_forward_pre_hook(lambda _, given: read.append(given[0].detach()))
+    with torch.no_grad():
+        model.representation(ids)
+    fields = model.fields * SMALL.embedding_dim
+    assert read[0][:, fields:].std() < 3 * read[0][:, :fields].std()
 
 
 def test_a_fresh_deepfm_adds_the_factorisation_machine_without_weights():

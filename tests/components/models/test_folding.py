@@ -123,7 +123,8 @@ def test_large_scores_do_not_overflow():
 SEQUENCES = [
     ("srp4ctr", {}),
     ("srp4ctr", {"queries": 0}),
-    ("srp4ctr", {"cross_attention": False}),
+    ("srp4ctr", {"cross_attention": "none"}),
+    ("srp4ctr", {"cross_attention": "sink"}),
     ("srp4ctr", {"encoder_layers": 3}),
     ("autoint_history", {}),
     ("autoint_history", {"text_rows": 5, "heads": 1}),

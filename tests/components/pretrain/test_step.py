@@ -17,7 +17,7 @@ from components.models.registry import build_backbone
 from components.pretrain.sequences import Sequences, tiling_rows
 from components.pretrain.settings import PretrainSettings
 from components.pretrain.step import Pretraining, pretrain
-from components.training.checkpoints import load_model
+from components.training.checkpoints import continue_from, load_model
 from tests.components.evaluate.logs import spec_of, table
 
 MODEL = BackboneConfig(embedding_dim=8, hidden=(8,), queries=2, encoder_layers=1, dropout=0.0)
@@ -81,6 +81,25 @@ def test_finetune_starts_from_the_encoder_and_keeps_it_if_frozen(training_set, c
     encoder = {name for name in before if name.startswith("encoder.")}
     assert encoder <= same if frozen else not same & {"encoder.layers.0.key.weight", "encoder.start"}
     assert "embedding.table.weight" not in same
+
+
+def test_the_items_stream_begins_as_the_pre_trained_layers(training_set, checkpoint):
+    """So that its token is one that pre-training has told the behaviour of; and so it is for any head."""
+    config = MODEL.model_copy(update={"queries": 3, "cross_attention": "sink"})
+    whole, other = load_model(checkpoint), build_backbone("srp4ctr", load_model(checkpoint).layout, config)
+    fresh = other.deep[0].weight.clone()
+    with pytest.raises(UserError, match="was made for another training set or backbone"):
+        continue_from(other, checkpoint)
+    pretrain(training_set, checkpoint.with_name("encoder"), "srp4ctr", config.of_encoder(), SETTINGS, 1)
+    continue_from(other, checkpoint.with_name("encoder"))
+    assert torch.equal(other.deep[0].weight, fresh)
+    for model in (whole, other):
+        item, layer = model.item_layers[0].state_dict(), model.encoder.layers[0].state_dict()
+        assert {name for name in layer if name in item} == set(item) - {"sink"}
+        assert all(torch.equal(item[name], layer[name]) for name in set(item) - {"sink"})
+    assert torch.equal(
+        other.encoder.layers[0].key.weight, load_model(checkpoint.with_name("encoder")).encoder.layers[0].key.weight
+    )
 
 
 def test_what_cannot_be_is_refused_by_name(training_set, tmp_path):
