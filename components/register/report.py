@@ -77,7 +77,8 @@ class Findings:
         """
         metrics = read_json(evaluation / "metrics.json")
         names = {"collaborative": "collaborative", "aligned": metrics["candidate"]}
-        curves = {names[piece]: _piece(pieces, piece, "curve.json") for piece in FINETUNED}
+        # A run that is collaborative alone has no second arm, whose name would be the first one's.
+        curves = {names[piece]: _piece(pieces, piece, "curve.json") for piece in FINETUNED if piece in pieces}
         prompts = _piece(pieces, "prompts", "report.json")
         return cls(
             metrics=metrics,

@@ -135,6 +135,16 @@ def test_nothing_comes_from_the_network(pieces, bundle):
     assert len(html) < 300_000
 
 
+def test_the_collaborative_arm_alone_shows_its_training(made, tmp_path, bundle):
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    alone = metrics(lift=None) | {"candidate": "collaborative", "arms": {"collaborative": figures()}}
+    write_json(evaluation / "metrics.json", alone)
+    findings = Findings.read(made.training_set, evaluation, {"collaborative": made.model})
+    assert list(findings.training) == ["collaborative"]
+    assert "training" in parsed(rendered(findings, read_json(bundle / "manifest.json"))).ids
+
+
 def test_missing_pieces_are_left_out(made, bundle, tmp_path):
     write_json(tmp_path / "metrics.json", metrics(lift=None))
     findings = Findings.read(made.training_set, tmp_path, {})
