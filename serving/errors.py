@@ -11,6 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 #: Refusals that BentoML words for its own developers.
 SENTENCES = {415: "the body must be JSON; send 'content-type: application/json'"}
 
+#: Refusals that pass by themselves.
+LATER = frozenset({429, 503, 504})
+
 
 class ErrorBodies:
     """ASGI middleware that gives every answer from 400 on the same JSON body.
@@ -43,6 +46,8 @@ class ErrorBodies:
                 text = json.dumps(refusal(held["status"], body)).encode()
                 kept = [pair for pair in held["headers"] if pair[0].lower() not in {b"content-type", b"content-length"}]
                 length = str(len(text)).encode()
+                if held["status"] in LATER and all(name.lower() != b"retry-after" for name, _ in kept):
+                    kept.append((b"retry-after", b"1"))
                 headers = [*kept, (b"content-type", b"application/json"), (b"content-length", length)]
                 await send({**held, "headers": headers})
                 await send({"type": "http.response.body", "body": text})

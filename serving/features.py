@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
@@ -17,7 +18,9 @@ from serving.settings import ServeSettings
 
 log = logging.getLogger("tandem.serving")
 
-MISSING, STALE, UNREACHABLE = "missing", "stale", "unreachable"
+MISSING, STALE, UNREACHABLE, FUTURE = "missing", "stale", "unreachable", "future"
+#: Seconds by which the clocks of two machines may differ; values from later than that have not happened yet.
+AHEAD = 60.0
 #: Views whose rows everyone has; who has done nothing yet has no row in those of histories and activities.
 PROFILES = "_profile"
 NOTHING: Row = {}
@@ -31,27 +34,65 @@ class Source(Protocol):
     def registered(self, refresh: bool = False) -> Registered:
         """What the feature registry says."""
 
+    @property
+    def direct(self) -> bool:
+        """Whether `read_soon` works."""
+
     def read(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
         """The values of each key in a view; any exception means that it did not answer."""
+
+    async def read_soon(self, views: Sequence[View], key: str) -> list[Stored | None]:
+        """A key's values in each view, without a thread; any exception means that it did not answer."""
 
 
 @dataclass
 class Gathered:
     """Features of a request's users and items by key, and how often a view had none that could be used.
 
-    A row lacks the features of such a view altogether; a null of a row that is there is a value like others.
+    A row lacks the features of such a view altogether; a null of a row that is there is a value like others. `until`
+    has the items whose rows lack nothing, and the moment by the table's clock up to which the same rows may be served
+    again, as long as the table's `epoch` is this one.
     """
 
     users: dict[str, Row]
     items: dict[str, Row]
     degraded: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: float = 0.0
+    until: dict[str, float] = field(default_factory=dict)
+    epoch: int = 0
 
 
 #: A key's values by view.
 Entry = dict[str, Stored | None]
+#: Views to read, and the keys of each.
+Plan = list[tuple[View, list[str]]]
 #: Values by view and key.
 Found = dict[str, dict[str, Stored | None]]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the table holds of some items: those that may be served, and those too old unless nothing better is had.
+
+    `until` is the moment at which one that may be served grows old.
+    """
+
+    fresh: dict[str, Entry]
+    old: dict[str, Entry]
+    until: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What one request asks for: its keys, what the table holds of them, and what is left to read."""
+
+    users: list[str]
+    items: list[str]
+    views: Mapping[str, list[View]]
+    held: Held
+    plan: Plan
+    epoch: int
+    began: float
 
 
 class OnlineFeatures:
@@ -103,48 +144,100 @@ class OnlineFeatures:
 
     def gather(self, users: Iterable[str], items: Iterable[str]) -> Gathered:
         """The features of some users and items; each key is read once, and the answer is never late."""
-        began = time.perf_counter()
+        asked = self._asked(users, items)
+        return self._gathered(asked, self._within_deadline(asked.plan) if asked.plan else {})
+
+    async def gather_soon(self, users: Iterable[str], items: Iterable[str]) -> Gathered:
+        """As `gather`, for the event loop: nothing else waits while the store is asked."""
+        asked = self._asked(users, items)
+        return self._gathered(asked, await self._soon(asked.plan) if asked.plan else {})
+
+    def _asked(self, users: Iterable[str], items: Iterable[str]) -> _Asked:
         people, candidates = list(dict.fromkeys(users)), list(dict.fromkeys(items))
-        fresh, old = self.items.held(candidates)
-        views = self._views
-        keys = {"user": people, "item": [key for key in candidates if key not in fresh]}
+        epoch, views = self.items.epoch, self._views
+        held = self.items.held(candidates)
+        keys = {"user": people, "item": [key for key in candidates if key not in held.fresh]}
         plan = [(view, keys[view.side]) for view in (*views["user"], *views["item"]) if keys[view.side]]
-        found = self._within_deadline(plan) if plan else {}
-        for key in keys["item"]:
-            entry = _entry(views["item"], found, key)
-            if _whole(views["item"], entry):
-                self.items.keep(key, entry)
-            fresh[key] = entry if len(entry) == len(views["item"]) else old.get(key, entry)
-        gathered = Gathered({}, {})
-        for key in people:
-            gathered.users[key] = self._row(views["user"], _entry(views["user"], found, key), gathered.degraded)
-        for key in candidates:
-            gathered.items[key] = self._row(views["item"], fresh[key], gathered.degraded)
-        gathered.seconds = time.perf_counter() - began
+        return _Asked(people, candidates, views, held, plan, epoch, time.perf_counter())
+
+    def _gathered(self, asked: _Asked, found: Found) -> Gathered:
+        views, held = asked.views, asked.held
+        entries = dict(held.fresh)
+        until = {key: moment for key, moment in held.until.items() if key in entries}
+        for key in asked.items:
+            if key not in entries:
+                entry = _entry(views["item"], found, key)
+                if _whole(views["item"], entry):
+                    until[key] = self.items.keep(key, entry)
+                entries[key] = entry if len(entry) == len(views["item"]) else held.old.get(key, entry)
+        gathered = Gathered({}, {}, epoch=asked.epoch)
+        for key in asked.users:
+            entry = _entry(views["user"], found, key)
+            gathered.users[key], _ = self._row(views["user"], entry, gathered.degraded)
+        for key in asked.items:
+            gathered.items[key], left = self._row(views["item"], entries[key], gathered.degraded)
+            if key in until and left > 0:
+                gathered.until[key] = min(until[key], self.items.clock() + left)
+        gathered.seconds = time.perf_counter() - asked.began
         return gathered
 
-    def _row(self, views: Sequence[View], entry: Entry, degraded: Counter[tuple[str, str]]) -> Row:
-        """A key's features of all views that could be read and are young enough."""
+    def _row(self, views: Sequence[View], entry: Entry, degraded: Counter[tuple[str, str]]) -> tuple[Row, float]:
+        """A key's features of all views that could be read and are young enough, and the seconds that they stay so.
+
+        The seconds are 0 where a view is left out.
+        """
         usable: list[Row] = []
+        left = float("inf")
+        now = self.now()
         for view in views:
             stored = entry.get(view.name)
+            reason = None
             if view.name not in entry:
-                degraded[view.name, UNREACHABLE] += 1
+                reason = UNREACHABLE
             elif stored is None:
                 # Where nothing has happened yet training saw no row either.
-                if view.name.endswith(PROFILES):
-                    degraded[view.name, MISSING] += 1
-            elif view.ttl is not None and self.now() - stored.at > view.ttl:
-                degraded[view.name, STALE] += 1
+                reason = MISSING if view.name.endswith(PROFILES) else None
+            elif stored.at > now + AHEAD:
+                reason = FUTURE
+            elif view.ttl is not None and now - stored.at > view.ttl:
+                reason = STALE
             else:
                 usable.append(stored.row)
+                left = min(left, float("inf") if view.ttl is None else view.ttl - (now - stored.at))
+            if reason is not None:
+                degraded[view.name, reason] += 1
+                left = 0.0
         if len(usable) > 1:
-            return {name: value for row in usable for name, value in row.items()}
+            return {name: value for row in usable for name, value in row.items()}, left
         # The same object each time: what is computed from an item's row is computed once.
-        return usable[0] if usable else NOTHING
+        return (usable[0] if usable else NOTHING), left
 
-    def _within_deadline(self, plan: list[tuple[View, list[str]]]) -> Found:
+    async def _soon(self, plan: Plan) -> Found:
         """What the store answers in time, by view and key; views that it did not answer for are left out."""
+        if not self.breaker.allows():
+            return {}
+        found: Found = {}
+        try:
+            async with asyncio.timeout(self.settings.feature_deadline):
+                await self._read_soon(plan, found)
+        except TimeoutError:
+            self._failed("no answer in time")
+        except Exception as error:  # each store has errors of its own
+            self._failed(f"{type(error).__name__}: {error}")
+        else:
+            self._succeeded()
+        return dict(found)
+
+    async def _read_soon(self, plan: Plan, found: Found) -> None:
+        views, keys = [view for view, _ in plan], plan[0][1]
+        if self.source.direct and len(keys) == 1 and {view.side for view in views} == {"user"}:
+            stored = await self.source.read_soon(views, keys[0])
+            found |= {view.name: {keys[0]: one} for view, one in zip(views, stored, strict=True)}
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._read, plan, found)
+
+    def _within_deadline(self, plan: Plan) -> Found:
+        """What the store answers in time, for a caller that waits in a thread."""
         if not self.breaker.allows():
             return {}
         found: Found = {}
@@ -161,7 +254,7 @@ class OnlineFeatures:
         # A copy: a read that comes too late goes on to fill what it was given.
         return dict(found)
 
-    def _read(self, plan: list[tuple[View, list[str]]], found: Found) -> None:
+    def _read(self, plan: Plan, found: Found) -> None:
         for view, keys in plan:
             found[view.name] = dict(zip(keys, self.source.read(view, keys), strict=True))
 
@@ -245,16 +338,17 @@ class ItemTable:
         self._entries: OrderedDict[str, tuple[float, Entry]] = OrderedDict()
         self._old: set[str] = set()
         self._expired = float("-inf")
+        #: Counts what makes all rows doubtful at once.
+        self.epoch = 0
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def held(self, keys: Iterable[str]) -> tuple[dict[str, Entry], dict[str, Entry]]:
-        """The values of those keys that may be served, and of those that are too old unless nothing better is had."""
+    def held(self, keys: Iterable[str]) -> Held:
+        """What is held of some items; those that are old are noted to be read anew."""
         now = self.clock()
-        fresh: dict[str, Entry] = {}
-        old: dict[str, Entry] = {}
+        held = Held({}, {}, {})
         with self._lock:
             for key in keys:
                 kept = self._entries.get(key)
@@ -263,21 +357,25 @@ class ItemTable:
                 read, entry = kept
                 self._entries.move_to_end(key)
                 if now - read > 2 * self.age:
-                    old[key] = entry
+                    held.old[key] = entry
                     continue
-                fresh[key] = entry
+                held.fresh[key] = entry
                 if now - read > self.age or read <= self._expired:
                     self._old.add(key)
-        return fresh, old
+                else:
+                    held.until[key] = read + self.age
+        return held
 
-    def keep(self, key: str, entry: Entry) -> None:
-        """Keep what was read just now."""
+    def keep(self, key: str, entry: Entry) -> float:
+        """Keep what was read just now; the moment at which it grows old."""
         with self._lock:
-            self._entries[key] = self.clock(), entry
+            read = self.clock()
+            self._entries[key] = read, entry
             self._entries.move_to_end(key)
             self._old.discard(key)
             while len(self._entries) > self.capacity:
                 self._old.discard(self._entries.popitem(last=False)[0])
+        return read + self.age
 
     def drop(self, key: str) -> None:
         """Forget an item that the store no longer has."""
@@ -293,12 +391,14 @@ class ItemTable:
     def expire(self) -> None:
         """Hold everything old, whatever its age: the store has been filled anew."""
         self._expired = self.clock()
+        self.epoch += 1
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._entries.clear()
             self._old.clear()
+        self.epoch += 1
 
     def oldest(self) -> float:
         """Seconds since the item read longest ago was read; 0 where there is none."""

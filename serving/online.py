@@ -12,6 +12,7 @@ from typing import Any
 
 from components.dataset.features import features_digest
 from components.dataset.spec import ITEM_KEY, USER_KEY
+from serving.direct import RedisRows
 
 Row = Mapping[str, Any]
 
@@ -61,7 +62,7 @@ class OnlineStore:
     """
 
     def __init__(self, config: Path, service: str, deadline: float) -> None:
-        with _absent("torch"):
+        with _absent("torch"), _unchecked():
             from feast import FeatureStore
             from feast.infra.online_stores.helpers import get_online_store_from_config
 
@@ -71,6 +72,12 @@ class OnlineStore:
         if online.type == "redis":
             online.connection_string = impatient(online.connection_string, deadline)
         self._online = get_online_store_from_config(online)
+        self._rows = RedisRows.of(self._online, self._store.config) if online.type == "redis" else None
+
+    @property
+    def direct(self) -> bool:
+        """Whether `read_soon` works with this store."""
+        return self._rows is not None
 
     def registered(self, refresh: bool = False) -> Registered:
         """What the registry says now, with `refresh`, or when it was read last."""
@@ -88,13 +95,20 @@ class OnlineStore:
         Raises:
             Exception: the store did not answer; each store has its own way to say so.
         """
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.protos.feast.types.Value_pb2 import Value
-
-        name = USER_KEY if view.side == "user" else ITEM_KEY
-        asked = [EntityKey(join_keys=[name], entity_values=[Value(string_val=key)]) for key in keys]
+        asked = [_entity(view, key) for key in keys]
         found = self._online.online_read(self._store.config, view.definition, asked, list(view.features))
         return [_stored(view, at, values) for at, values in found]
+
+    async def read_soon(self, views: Sequence[View], key: str) -> list[Stored | None]:
+        """A key's values in each of some views of its side, without a thread; only where `direct`.
+
+        Raises:
+            Exception: the store did not answer.
+        """
+        assert self._rows is not None  # noqa: S101 - the caller's condition, for the type checker
+        asked = [(view.definition, view.features) for view in views]
+        found = await self._rows.read(asked, _entity(views[0], key))
+        return [_stored(view, at, values) for view, (at, values) in zip(views, found, strict=True)]
 
 
 def impatient(connection: str, deadline: float) -> str:
@@ -102,6 +116,14 @@ def impatient(connection: str, deadline: float) -> str:
     given = {part.partition("=")[0] for part in connection.split(",")}
     wanted = {"socket_timeout": deadline, "socket_connect_timeout": deadline, "retry": "null"}
     return ",".join([connection, *(f"{name}={value}" for name, value in wanted.items() if name not in given)])
+
+
+def _entity(view: View, key: str) -> Any:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    name = USER_KEY if view.side == "user" else ITEM_KEY
+    return EntityKey(join_keys=[name], entity_values=[Value(string_val=key)])
 
 
 def _view(definition: Any) -> View:
@@ -140,3 +162,22 @@ def _absent(package: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[package]
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Let Feast's classes be as they are written: typeguard compiles each of them anew, half of the time to import it.
+
+    What the checks are for, wrong types given to definitions, happens where definitions are made, not here.
+    """
+    import typeguard
+
+    def unchanged(target: Any = None, **_: Any) -> Any:
+        return (lambda made: made) if target is None else target
+
+    checked = typeguard.typechecked
+    typeguard.typechecked = unchanged
+    try:
+        yield
+    finally:
+        typeguard.typechecked = checked

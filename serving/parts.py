@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from threading import Lock
 from typing import Any
 
@@ -29,6 +30,10 @@ class PartTable:
         self.compute, self.size = compute, size
         self._arrays: list[Array] = []
         self._rows: dict[str, tuple[Row, int]] = {}
+        #: As in `_rows`; and by place the moment up to which an item's row holds, in one epoch of the rows.
+        self._place: dict[str, int] = {}
+        self._until = np.empty(0)
+        self._epoch = 0
         self._keys: list[str | None] = []
         self._next = self._room = self._capacity = 0
         self._lock = Lock()
@@ -36,8 +41,38 @@ class PartTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def parts(self, keys: Sequence[str], rows: Mapping[str, Row]) -> tuple[list[Array], Array]:
-        """Parts of n items with their rows by key, each [n, ...], and whether each item is cold, [n]."""
+    def ready(self, keys: Sequence[str], now: float, epoch: int) -> tuple[list[Array], Array] | None:
+        """What `parts` gives, for items whose rows are known to hold still; None if one of them may not."""
+        with self._lock:
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._until.fill(-np.inf)
+            try:
+                places = itemgetter(*keys)(self._place)
+            except KeyError:
+                return None
+            index = np.array(places, ndmin=1)
+            return self._taken(index) if self._until.take(index).min() > now else None
+
+    def row(self, key: str) -> Row:
+        """The row from which an item's parts were made.
+
+        Raises:
+            KeyError: there are none.
+        """
+        return self._rows[key][0]
+
+    def parts(
+        self, keys: Sequence[str], rows: Mapping[str, Row], until: Mapping[str, float] | None = None, epoch: int = 0
+    ) -> tuple[list[Array], Array]:
+        """Parts of n items, each [n, ...], and whether each item is cold, [n].
+
+        Args:
+            keys: The items.
+            rows: Their rows by key.
+            until: Moments up to which rows hold, by key, for `ready`.
+            epoch: When these were true.
+        """
         with self._lock:
             places = self._places(keys, rows)
             # Those that are added may push out others of the same request; each does so once at most.
@@ -52,7 +87,12 @@ class PartTable:
                 self._add(absent, [rows[key] for key in absent], found)
                 places = self._places(keys, rows)
             index = np.array(places)
-            *parts, cold = (array.take(index, axis=0) for array in self._arrays)
+            if until is not None and epoch == self._epoch:
+                self._until[index] = [until.get(key, -np.inf) for key in keys]
+            return self._taken(index)
+
+    def _taken(self, index: Array) -> tuple[list[Array], Array]:
+        *parts, cold = (array.take(index, axis=0) for array in self._arrays)
         return parts, cold
 
     def _places(self, keys: Sequence[str], rows: Mapping[str, Row]) -> list[int]:
@@ -74,9 +114,10 @@ class PartTable:
         for key, row, place in zip(keys, rows, places.tolist(), strict=True):
             before = self._keys[place]
             if before is not None and before in self._rows and self._rows[before][1] == place:
-                del self._rows[before]
+                del self._rows[before], self._place[before]
             self._keys[place] = key
-            self._rows[key] = row, place
+            self._rows[key], self._place[key] = (row, place), place
+            self._until[place] = -np.inf
         self._next = int(places[-1] + 1) % self._capacity
 
     def _grow(self, needed: int) -> None:
@@ -87,4 +128,5 @@ class PartTable:
         for number, array in enumerate(self._arrays):
             self._arrays[number] = np.concatenate([array, np.empty((room - self._room, *array.shape[1:]), array.dtype)])
         self._keys += [None] * (room - self._room)
+        self._until = np.concatenate([self._until, np.full(room - self._room, -np.inf)])
         self._room = room

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -26,8 +26,9 @@ from serving.schemas import (
     RankRequest,
     RankResponse,
 )
-from serving.scorer import Probabilities, Scorer
+from serving.scorer import Flags, Parts, Probabilities, Scorer
 
+FEATURE_SECONDS, MODEL_SECONDS = PART_SECONDS.labels("features"), PART_SECONDS.labels("model")
 #: Columns that come from the request itself.
 KEYS = frozenset({USER_KEY, ITEM_KEY, EVENT_TIMESTAMP})
 
@@ -37,12 +38,35 @@ class RequestError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Begun:
     """A request on its way: its id, its moment, and its features."""
 
     request_id: str
     at: datetime
     gathered: Gathered
+
+
+class Asked(Protocol):
+    """A request for a ranking, as `RankRequest` describes it."""
+
+    user_id: str
+    item_ids: list[str]
+    context: Any
+    top_k: int | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An answer: what every response says, and the items by falling probability, each with whether it is cold."""
+
+    stamp: dict[str, Any]
+    user_cold: bool
+    items: list[tuple[str, float, bool]]
+
+    def response(self) -> RankResponse:
+        """The answer as it is described to callers."""
+        items = [RankedItem(item_id=key, probability=score, cold=cold) for key, score, cold in self.items]
+        return RankResponse(**self.stamp, user_cold=self.user_cold, items=items)
 
 
 class Ranker:
@@ -67,24 +91,44 @@ class Ranker:
         features.want([*self.columns["user"], *self.columns["item"]])
 
     def rank(self, request: RankRequest, request_id: str | None = None) -> RankResponse:
-        """The request's items by falling probability.
+        """The request's items by falling probability, for a caller in a thread.
 
         Raises:
             RequestError: the context does not fit the model, or there are too many items.
         """
-        keys, user = request.item_ids, request.user_id
-        self._check_count("item_ids", len(keys))
-        context = self._checked(request.context)
-        asked = self._gather(request_id or uuid4().hex, [user], keys)
-        row = {**asked.gathered.users[user], **context, USER_KEY: user, EVENT_TIMESTAMP: asked.at}
-        with PART_SECONDS.labels("model").time():
-            scores, cold = self.scorer.rank(row, keys, asked.gathered.items)
-        self._log(asked, [user] * len(keys), keys, [context] * len(keys), scores)
-        order = np.argsort(-scores, kind="stable")[: request.top_k]
-        # Python's own numbers, all at once: NumPy's cost more to take out one by one than the model's call.
-        ranked = zip(order.tolist(), scores[order].tolist(), cold[order].tolist(), strict=True)
-        items = [RankedItem(item_id=keys[place], probability=score, cold=new) for place, score, new in ranked]
-        return RankResponse(**self._stamp(asked), user_cold=self.scorer.cold("user", [user])[0], items=items)
+        context = self._admitted(request)
+        begun = self._begun(request_id or uuid4().hex, self.features.gather([request.user_id], request.item_ids))
+        return self._ranked(request, context, begun, None).response()
+
+    async def rank_soon(self, request: Asked, request_id: str | None = None) -> Ranking:
+        """As `rank`, on the event loop; items whose rows are known to hold still are not gathered.
+
+        Raises:
+            RequestError: the context does not fit the model, or there are too many items.
+        """
+        context, keys = self._admitted(request), request.item_ids
+        said = request_id or uuid4().hex
+        parts = self.scorer.known(keys, self.features.items.clock(), self.features.items.epoch)
+        rows = {key: self.scorer.row(key) for key in keys} if parts is not None and self._logs(said) else {}
+        gathered = await self.features.gather_soon([request.user_id], keys if parts is None else ())
+        gathered.items.update(rows)
+        return self._ranked(request, context, self._begun(said, gathered), parts)
+
+    def _admitted(self, request: Asked) -> Row:
+        """The request's context as the model reads it."""
+        self._check_count("item_ids", len(request.item_ids))
+        return self._checked(request.context)
+
+    def _ranked(self, request: Asked, context: Row, begun: _Begun, parts: Parts | None) -> Ranking:
+        keys, user, gathered = request.item_ids, request.user_id, begun.gathered
+        row = {**gathered.users[user], **context, USER_KEY: user, EVENT_TIMESTAMP: begun.at}
+        with MODEL_SECONDS.time():
+            if parts is None:
+                scores, cold = self.scorer.rank(row, keys, gathered.items, gathered.until, gathered.epoch)
+            else:
+                scores, cold = self.scorer.meet(row, parts)
+        self._log(begun, [user] * len(keys), keys, [context] * len(keys), scores)
+        return Ranking(self._stamp(begun), self.scorer.cold("user", [user])[0], _ordered(keys, scores, cold, request))
 
     def predict(self, request: PredictRequest, request_id: str | None = None) -> PredictResponse:
         """The click probability of each pair.
@@ -95,11 +139,11 @@ class Ranker:
         self._check_count("pairs", len(request.pairs))
         users, items = [pair.user_id for pair in request.pairs], [pair.item_id for pair in request.pairs]
         contexts = [self._checked(pair.context) for pair in request.pairs]
-        asked = self._gather(request_id or uuid4().hex, users, items)
-        columns = self._columns(asked, users, items, contexts)
-        with PART_SECONDS.labels("model").time():
+        begun = self._begun(request_id or uuid4().hex, self.features.gather(users, items))
+        columns = self._columns(begun, users, items, contexts)
+        with MODEL_SECONDS.time():
             scores = self.scorer.probabilities(columns)
-        self._log(asked, users, items, contexts, scores)
+        self._log(begun, users, items, contexts, scores)
         cold = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
         pairs = [
             PredictedPair(
@@ -111,38 +155,37 @@ class Ranker:
             )
             for user, item, score, sides in zip(users, items, scores, cold, strict=True)
         ]
-        return PredictResponse(**self._stamp(asked), pairs=pairs)
+        return PredictResponse(**self._stamp(begun), pairs=pairs)
 
     def describe(self) -> dict[str, Any]:
         """What is served."""
         said = ("name", "backbone", "arm", "run_id", "feature_service", "feature_service_hash", "spec_digest")
         return {"model_version": self.version, **{key: self.manifest.get(key) for key in said}, "context": self.context}
 
-    def _gather(self, request_id: str, users: Sequence[str], items: Sequence[str]) -> _Asked:
-        asked = _Asked(request_id, datetime.now(UTC), self.features.gather(users, items))
-        PART_SECONDS.labels("features").observe(asked.gathered.seconds)
-        for view, reason in asked.gathered.degraded:
+    def _begun(self, request_id: str, gathered: Gathered) -> _Begun:
+        FEATURE_SECONDS.observe(gathered.seconds)
+        for view, reason in gathered.degraded:
             DEGRADED_ANSWERS.labels(view, reason).inc()
-        return asked
+        return _Begun(request_id, datetime.now(UTC), gathered)
 
-    def _stamp(self, asked: _Asked) -> dict[str, Any]:
+    def _stamp(self, begun: _Begun) -> dict[str, Any]:
         """What every response says."""
         return {
-            "request_id": asked.request_id,
+            "request_id": begun.request_id,
             "model_version": self.version,
             "feature_service_hash": self.service,
-            "degraded": told(asked.gathered.degraded),
+            "degraded": told(begun.gathered.degraded),
         }
 
     def _columns(
-        self, asked: _Asked, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row]
+        self, begun: _Begun, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row]
     ) -> dict[str, list[Any]]:
         """Raw columns of n rows; a feature that its row lacks takes the model's default, one that is null does not."""
-        at = [asked.at] * len(users)
+        at = [begun.at] * len(users)
         columns: dict[str, list[Any]] = {USER_KEY: list(users), ITEM_KEY: list(items), EVENT_TIMESTAMP: at}
         rows = {
-            "user": [asked.gathered.users[key] for key in users],
-            "item": [asked.gathered.items[key] for key in items],
+            "user": [begun.gathered.users[key] for key in users],
+            "item": [begun.gathered.items[key] for key in items],
             "context": contexts,
         }
         for side, names in self.columns.items():
@@ -152,16 +195,19 @@ class Ranker:
         return columns
 
     def _log(
-        self, asked: _Asked, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], scores: Probabilities
+        self, begun: _Begun, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], scores: Probabilities
     ) -> None:
         """Have the rows and their scores written aside, if this request is one of the sample."""
-        if self.journal is None or not self.journal.wants(asked.request_id):
+        if self.journal is None or not self._logs(begun.request_id):
             return
-        columns = self._columns(asked, users, items, contexts)
+        columns = self._columns(begun, users, items, contexts)
         read = {name: columns[name] for name in self.scorer.bundle.vocabulary.columns}
-        worse = [f"{view}:{reason}" for view, reason in sorted(asked.gathered.degraded)]
-        stamp = asked.request_id, asked.at, self.version, self.service
+        worse = [f"{view}:{reason}" for view, reason in sorted(begun.gathered.degraded)]
+        stamp = begun.request_id, begun.at, self.version, self.service
         self.journal.add(Prediction(*stamp, users, items, scores, read, self.types, worse))
+
+    def _logs(self, request_id: str) -> bool:
+        return self.journal is not None and self.journal.wants(request_id)
 
     def _check_count(self, field: str, count: int) -> None:
         if count > self.max_candidates:
@@ -176,6 +222,14 @@ class Ranker:
             if not _fits(self.context[name], value):
                 raise RequestError(f"context field '{name}' is of kind {self.context[name]}; got {value!r}")
         return {name: _spelled(self.context[name], context.get(name)) for name in self.context}
+
+
+def _ordered(keys: Sequence[str], scores: Probabilities, cold: Flags, request: Asked) -> list[tuple[str, float, bool]]:
+    """Items by falling probability; equal ones keep the order in which they were asked."""
+    order = np.argsort(-scores, kind="stable")[: request.top_k]
+    # Python's own numbers, all at once: NumPy's cost more to take out one by one than the model's call.
+    places = order.tolist()
+    return list(zip(map(keys.__getitem__, places), scores[order].tolist(), cold[order].tolist(), strict=True))
 
 
 def merged(request: PredictRequest, rankers: Sequence[Ranker], request_id: str) -> PredictResponse:

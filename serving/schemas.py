@@ -63,7 +63,7 @@ class Degraded(BaseModel):
     """A feature view that could not be used for some users or items; the model's defaults stand in for its features."""
 
     view: str
-    reason: Literal["missing", "stale", "unreachable"]
+    reason: Literal["missing", "stale", "future", "unreachable"]
     keys: int = Field(description="Number of users or items.")
 
 

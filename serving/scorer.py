@@ -24,6 +24,8 @@ PART_BYTES = 256 * 2**20
 Probabilities = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 Row = Mapping[str, Any]
+#: Items' parts, each [n, ...], and whether each item is cold, [n].
+Parts = tuple[list[npt.NDArray[Any]], Flags]
 
 
 class Scorer:
@@ -67,7 +69,14 @@ class Scorer:
         """Click probabilities [n] of n rows of raw feature columns."""
         return self.whole.probabilities(self.bundle.encode(columns))
 
-    def rank(self, request: Row, keys: Sequence[str], rows: Mapping[str, Row]) -> tuple[Probabilities, Flags]:
+    def rank(
+        self,
+        request: Row,
+        keys: Sequence[str],
+        rows: Mapping[str, Row],
+        until: Mapping[str, float] | None = None,
+        epoch: int = 0,
+    ) -> tuple[Probabilities, Flags]:
         """Click probabilities [n] of n items in one request, and whether the model has never seen each.
 
         Args:
@@ -75,14 +84,30 @@ class Scorer:
             keys: The items' keys.
             rows: The items' raw features by key. Here and in the request a feature that is absent, which a null is not,
                 takes the model's default. A row that is the same object as before is not computed again.
+            until: Moments up to which rows hold, by key, so that `known` need not be told them.
+            epoch: When these were true.
         """
-        if self.folded is None or self.table is None:
+        if self.table is None:
             columns = {name: [self._value(request, name)] * len(keys) for name in self.bundle.vocabulary.columns}
             columns |= self._item_columns(keys, [rows[key] for key in keys])
             return self.probabilities(columns), np.array(self.cold("item", keys))
+        return self.meet(request, self.table.parts(keys, rows, until, epoch))
+
+    def known(self, keys: Sequence[str], now: float, epoch: int) -> Parts | None:
+        """The parts of items whose rows need not be asked for again; None if one of them must be, or there are none."""
+        return None if self.table is None else self.table.ready(keys, now, epoch)
+
+    def row(self, key: str) -> Row:
+        """The row of an item among those whose parts are `known`."""
+        assert self.table is not None  # noqa: S101 - the caller's condition, for the type checker
+        return self.table.row(key)
+
+    def meet(self, request: Row, parts: Parts) -> tuple[Probabilities, Flags]:
+        """What `rank` gives, for items' parts that are at hand."""
+        assert self.folded is not None  # noqa: S101 - only a folded model has parts
         ids = self.request.encode({name: [self._value(request, name)] for name in self.request.columns})
-        parts, cold = self.table.parts(keys, rows)
-        return self.folded.probabilities(ids, parts), cold
+        made, cold = parts
+        return self.folded.probabilities(ids, made), cold
 
     def cold(self, side: str, keys: Sequence[str]) -> list[bool]:
         """Whether each key of a side is one that the model never saw; False where it reads no key."""

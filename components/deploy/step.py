@@ -31,7 +31,7 @@ SOURCES = (
 )
 PROJECT = Path(__file__).resolve().parents[2]
 #: What the Bento installs; each at the version that is here, which is the one that was tested.
-PACKAGES = ("bentoml", "feast[redis]", "fsspec", "numpy", "onnxruntime", "pyarrow", "pydantic", "pyyaml")
+PACKAGES = ("bentoml", "feast[redis]", "fsspec", "msgspec", "numpy", "onnxruntime", "pyarrow", "pydantic", "pyyaml")
 
 
 def deploy(bundle: Path, validated: Path, dataset: str, verdict: str, output: Path) -> dict[str, Any]:

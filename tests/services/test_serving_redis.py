@@ -41,15 +41,16 @@ materialise(store, spec)
 class Redis:
     """A Redis that keeps what it was told on disk, so that it can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, password: str = "") -> None:
         self.folder, self.port, self.program = folder, free_port(), needed("redis-server")
+        self.password = password
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command += ["--appendonly", "yes", "--appendfsync", "always"]
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--requirepass", self.password]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        ping = ["redis-cli", "-p", str(self.port), "ping"]
+        ping = ["redis-cli", "-p", str(self.port), *(["-a", self.password] if self.password else []), "ping"]
         deadline = time.monotonic() + 60
         while b"PONG" not in subprocess.run(ping, capture_output=True, check=False).stdout:
             assert time.monotonic() < deadline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,12 +28,23 @@ class MemoryStore:
         self.seconds, self.broken = 0.0, False
         self.state = Registered((USERS, HISTORY, ITEMS), "one", None)
 
+    #: As Redis: one key at a time may be read without a thread.
+    direct = True
+
     def registered(self, refresh: bool = False) -> Registered:
         return self.state
 
     def read(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
         self.reads.update((view.name, key) for key in keys)
         time.sleep(self.seconds)
+        return self._found(view, keys)
+
+    async def read_soon(self, views: Sequence[View], key: str) -> list[Stored | None]:
+        self.reads.update((view.name, key) for view in views)
+        await asyncio.sleep(self.seconds)
+        return [self._found(view, [key])[0] for view in views]
+
+    def _found(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
         if self.broken:
             raise ConnectionError("refused")
         rows = [self.rows[view.name].get(key) for key in keys]

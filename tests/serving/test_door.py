@@ -28,6 +28,10 @@ async def echo(request: Request) -> JSONResponse:
     return JSONResponse({"size": len(body)})
 
 
+async def without_model(_: Request) -> JSONResponse:
+    return JSONResponse({}, 503)
+
+
 def wait(_: Request) -> JSONResponse:
     entered.release()
     released.wait(30)
@@ -38,6 +42,7 @@ def client(**settings) -> TestClient:
     routes = [
         Route("/rank", echo, methods=["POST"]),
         Route("/wait", wait, methods=["POST"]),
+        Route("/absent", without_model, methods=["POST"]),
         Route("/livez", echo, methods=["GET"]),
     ]
     middleware = [Middleware(ErrorBodies), Middleware(Door, settings=ServeSettings(**settings))]
@@ -89,6 +94,11 @@ def test_more_requests_than_allowed_are_told_when_to_come_back():
         assert int(answer.headers["retry-after"]) >= 1
         assert probe.status_code == 200, "the cluster's probes are no load"
         assert busy.post("/rank", content=b"").status_code == 200
+
+
+def test_what_passes_by_itself_says_when_to_come_back():
+    answer = client().post("/absent")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
 def test_a_request_that_waited_too_long_is_not_begun():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -58,6 +59,62 @@ def test_age_is_judged_by_the_event(store):
     gathered = make_features(store).gather([], ["i99", "i100", "i101", "i150"])
     assert gathered.items == {"i99": {"price": 99.0}, "i100": {"price": 100.0}, "i101": {}, "i150": {}}
     assert gathered.degraded == {("item_profile", "stale"): 2}
+
+
+def test_values_from_the_future_have_not_happened_yet(store):
+    for seconds, key in ((30, "soon"), (61, "later")):
+        store.rows["item_profile"][key] = Stored({"price": 1.0, "title": "x"}, NOW + seconds)
+    gathered = make_features(store).gather([], ["soon", "later"])
+    assert gathered.items == {"soon": {"price": 1.0}, "later": {}}
+    assert gathered.degraded == {("item_profile", "future"): 1}
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_event_loop_gathers_the_same(store, direct):
+    store.direct = direct
+    users, items = ["u1", "nobody"], ["i1", "i150", "none", "i99"]
+    for user in users:
+        expected = make_features(store).gather([user], items)
+        found = asyncio.run(make_features(store).gather_soon([user], items))
+        assert (found.users, found.items, found.degraded) == (expected.users, expected.items, expected.degraded)
+        alone = asyncio.run(make_features(store).gather_soon([user], []))
+        assert (alone.users, alone.items) == (expected.users, {})
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_event_loop_waits_no_longer_either_and_leaves_a_broken_store_alone(store, direct):
+    store.direct = direct
+    features = make_features(store, feature_deadline=0.05, breaker_failures=2, breaker_pause=60)
+    store.seconds = 0.5
+    began = time.monotonic()
+    late = asyncio.run(features.gather_soon(["u1"], []))
+    assert time.monotonic() - began < 5, "asyncio.run itself waits for the thread"
+    assert (late.users, late.degraded["user_profile", "unreachable"]) == ({"u1": {}}, 1)
+    store.seconds, store.broken = 0, True
+    for _ in range(5):
+        assert asyncio.run(features.gather_soon(["u1"], [])).degraded["user_profile", "unreachable"] == 1
+    assert features.breaker.open
+    assert store.reads["user_profile", "u1"] == 2
+
+
+def test_a_row_that_holds_still_says_until_when(store):
+    clock = Clock()
+    features = make_features(store, item_age=10)
+    features.items.clock = clock
+    first = features.gather([], ["i1", "i95", "i150", "none"])
+    assert first.until == {"i1": 10, "i95": 5}, "the age of the table, or what is left of the view's"
+    clock.now = 4
+    again = features.gather([], ["i1", "i95"])
+    assert again.until["i1"] == 10
+    assert again.items["i1"] is first.items["i1"]
+    clock.now = 11
+    assert features.gather([], ["i1"]).until == {}, "an old row is asked for each time, so that it is renewed"
+    features.renew(10)
+    assert features.gather([], ["i1"]).until == {"i1": 21}
+    assert first.epoch == again.epoch
+    features.items.expire()
+    expired = features.gather([], ["i1"])
+    assert (expired.until, expired.epoch) == ({}, first.epoch + 1)
 
 
 def test_values_grow_stale_in_the_table_too(store):
@@ -151,7 +208,7 @@ def test_the_table_holds_what_it_may_and_forgets_what_was_asked_for_longest_ago(
         table.keep(key, {})
     table.held(["a"])
     table.keep("c", {})
-    assert set(table.held(["a", "b", "c"])[0]) == {"a", "c"}
+    assert set(table.held(["a", "b", "c"]).fresh) == {"a", "c"}
 
 
 def test_redis_is_told_not_to_wait():

@@ -49,6 +49,32 @@ def test_an_item_is_computed_once_for_each_row():
     assert len(table) == 3
 
 
+def test_items_are_ready_until_their_moment_and_in_their_epoch_alone():
+    table = PartTable(Computed(), EACH * 5)
+    keys = ["i0", "i1"]
+    rows = rows_of(keys)
+    assert table.ready(keys, 0, 0) is None
+    table.parts(keys, rows)
+    assert table.ready(keys, 0, 0) is None, "nobody said until when"
+    table.parts(keys, rows, {"i0": 10.0, "i1": 20.0})
+    (found,), cold = table.ready(["i1", "i0", "i1"], 9, 0)
+    np.testing.assert_array_equal(found, [[1, -1], [0, 0], [1, -1]])
+    np.testing.assert_array_equal(cold, [True, False, True])
+    assert table.row("i1") is rows["i1"]
+    assert table.ready(keys, 10, 0) is None
+    assert table.ready(["i1"], 10, 0) is not None
+    assert table.ready(["i1", "i9"], 10, 0) is None
+    assert table.ready(["i1"], 10, 1) is None, "the rows were doubted"
+    table.parts(keys, rows, {"i1": 20.0}, epoch=0)
+    assert table.ready(["i1"], 10, 1) is None, "what was true before the doubt"
+    table.parts(keys, rows, {"i1": 20.0}, epoch=1)
+    assert table.ready(["i1"], 10, 1) is not None
+    table.parts(["i1"], {"i1": {"value": 5}})
+    assert table.ready(["i1"], 10, 1) is None, "another row"
+    table.parts([f"i{number}" for number in range(2, 8)], rows_of([f"i{number}" for number in range(2, 8)]))
+    assert table.ready(["i1"], 10, 1) is None, "it made room"
+
+
 def test_the_items_computed_longest_ago_make_room():
     compute = Computed()
     table = PartTable(compute, EACH * 4)

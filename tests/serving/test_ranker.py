@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 
+import pyarrow.dataset as ds
 import pytest
 
 from components.dataset.bundle import Bundle, write_manifest
 from serving.features import OnlineFeatures
+from serving.journal import PredictionLog
 from serving.online import Registered, Stored, View
 from serving.ranker import Ranker, RequestError
 from serving.schemas import RankRequest
@@ -63,6 +66,27 @@ def test_a_null_is_no_missing_feature(bundle):
     probability, degraded = scores(bundle, {"gender": None}, ITEM)
     assert degraded == []
     assert probability != scores(bundle, None, ITEM)[0]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_event_loop_ranks_and_logs_the_same(bundle, tmp_path, known):
+    store = MemoryStore()
+    store.state = Registered((View("item_profile", "item", ("colours", "price"), None, None),), "one", None)
+    store.rows = {"item_profile": {f"s{n}": Stored({"colours": ["red"], "price": float(n)}, 0) for n in range(9)}}
+    log = PredictionLog(tmp_path, share=1, seconds=60, megabytes=1)
+    features = OnlineFeatures(store, ServeSettings())
+    ranker = Ranker(Scorer(bundle), features, "1", max_candidates=20, journal=log)
+    items = ["s8", "s2", "s2", "s5"] if known else ["s8", "s2", "none", "s5"]
+    request = RankRequest(user_id="c1", item_ids=items, top_k=3)
+    answers = [ranker.rank(request, "0" * 32)]
+    assert (ranker.scorer.known(items, features.items.clock(), features.items.epoch) is not None) == known
+    answers.append(asyncio.run(ranker.rank_soon(request, "1" * 32)).response())
+    assert answers[0].model_copy(update={"request_id": "1" * 32}) == answers[1]
+    log.stop()
+    rows = ds.dataset(log.folder, format="parquet").to_table().drop_columns(["at"]).to_pylist()
+    first, second = ([{**row, "request_id": ""} for row in rows if row["request_id"][0] == said] for said in "01")
+    assert first == second
+    assert len(first) == 4
 
 
 def test_a_service_may_allow_fewer_candidates(bundle):

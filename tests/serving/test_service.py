@@ -37,6 +37,20 @@ def test_top_k_is_the_head_of_the_list(service):
     assert [item["item_id"] for item in head] == [item["item_id"] for item in whole[:5]]
 
 
+def test_both_ways_to_an_answer_give_the_same(service):
+    """A body without a content type is read by BentoML, one with the right one by ourselves."""
+    for request in (
+        {"user_id": "c3", "item_ids": [*ITEMS, "s1", "nothing"], "context": {"device": "phone"}, "top_k": 30},
+        {"user_id": "nobody", "item_ids": ITEMS},
+        {"user_id": "c1", "item_ids": ITEMS, "context": {"moon": "full"}},
+        {"user_id": "c1", "item_ids": ["s1"], "context": {"device": 1.5}},
+    ):
+        answers = [service.post("/rank", request), service.client.post("/rank", content=json.dumps(request))]
+        bodies = [{**answer.json(), "request_id": ""} for answer in answers]
+        assert bodies[0] == bodies[1]
+        assert answers[0].status_code == answers[1].status_code
+
+
 def test_pairs_agree_with_the_ranking(service):
     ranked = service.post("/rank", {"user_id": "c3", "item_ids": ITEMS}).json()["items"]
     by_item = {item["item_id"]: item["probability"] for item in ranked}
@@ -228,6 +242,7 @@ def test_the_bundle_that_is_served_is_checked(shop, tmp_path):
         (422, b'[{"error": "unknown context"}]', "unknown context"),
         (500, b'{"error": "secret path"}', "internal server error"),
         (429, b'{"error": "Too many requests"}', "Too many requests"),
+        (503, b'{"error": "no model"}', "service unavailable"),
         (400, json.dumps({"detail": [{"loc": ["a", 1], "msg": "bad", "url": "u"}]}).encode(), "a.1: bad"),
     ],
 )

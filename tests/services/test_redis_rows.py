@@ -1,0 +1,92 @@
+"""A user's rows by one round trip of our own are the rows that Feast reads, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+import yaml
+
+from feature_repo import store as room
+from feature_repo.materialise import materialise
+from serving.direct import RedisRows
+from serving.online import OnlineStore
+from tests.feature_repo import logs
+from tests.pipelines.shop import ROOT
+from tests.services.test_serving_redis import Redis
+from tests.serving.test_skew import impressions, profiles
+
+pytestmark = pytest.mark.services
+PASSWORD = "secret-of-redis"
+COUNT = 1000
+
+
+@pytest.fixture
+def redis(tmp_path):
+    made = Redis(tmp_path, PASSWORD)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.send(signal.SIGKILL)
+
+
+@pytest.fixture
+def source(redis, tmp_path, monkeypatch):
+    """A thousand users' profiles and histories in a Redis with a password and a database of its own."""
+    content = yaml.safe_load((ROOT / "feature_repo/environments/laptop.yaml").read_text())
+    address = f"127.0.0.1:{redis.port},password={PASSWORD},db=3"
+    content["online_store"] = {"type": "redis", "connection_string": address}
+    (tmp_path / "redis.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("TANDEM_FEAST", str(tmp_path / "redis.yaml"))
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    users, items = [f"u{n}" for n in range(COUNT)], [f"i{n}" for n in range(COUNT)]
+    spec = logs.make_spec(history={"length": 3, "fields": ["genres", "price"]})
+    path = logs.write(tmp_path / "validated", spec, impressions(users, items), *profiles(users, items))
+    opened = room.open_store(spec)
+    room.apply(opened, spec, path)
+    materialise(opened, spec)
+    return OnlineStore(tmp_path / "home" / "feast" / f"{spec.identifier}.yaml", f"ctr_{spec.identifier}", 5)
+
+
+def test_our_round_trip_reads_what_feast_reads_and_survives_a_restart(source, redis):
+    views = [view for view in source.registered().views if view.side == "user"]
+    assert source.direct
+    assert {view.name for view in views} == {"user_profile", "user_history"}
+    keys = [*(f"u{n}" for n in range(COUNT)), "nobody", "zoë \x00 😀", ""]
+    expected = {view.name: source.read(view, keys) for view in views}
+
+    async def read() -> None:
+        found = await asyncio.gather(*(source.read_soon(views, key) for key in keys))
+        for place, rows in enumerate(found):
+            for view, row in zip(views, rows, strict=True):
+                assert repr(row) == repr(expected[view.name][place]), "NaN is NaN, -0.0 is no 0.0"
+        assert sum(row is None for rows in found for row in rows) > 10
+        redis.send(signal.SIGKILL)
+        for _ in range(3):
+            with pytest.raises(OSError):
+                await source.read_soon(views, "u1")
+        redis.start()
+        assert repr(await source.read_soon(views, "u1")) == repr([expected[view.name][1] for view in views])
+        redis.send(signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(source.read_soon(views, "u1"), 0.2)
+        finally:
+            redis.send(signal.SIGCONT)
+        rows = await asyncio.gather(*(source.read_soon(views, key) for key in ("u1", "u2")))
+        assert repr(rows) == repr([[expected[view.name][place] for view in views] for place in (1, 2)])
+
+    asyncio.run(read())
+
+
+def test_a_wrong_password_is_an_error_and_other_connections_are_feasts(source):
+    config = source._store.config
+    wrong = RedisRows.of(source._online, config)
+    wrong.line._greeting[0] = ["AUTH", "wrong"]
+    with pytest.raises(Exception, match="WRONGPASS"):
+        asyncio.run(wrong.line.ask("PING"))
+    for more in (",ssl=true", ",unix_socket_path=x"):
+        config.online_store.connection_string = f"127.0.0.1:1{more}"
+        assert RedisRows.of(source._online, config) is None
