@@ -152,8 +152,16 @@ def _value(column: HistoryColumn, event: Event, items: Mapping[str, Mapping[str,
         return event.item_id
     item = items[event.item_id]
     value = item[column.source] if column.source in item else event.context.get(column.source)
-    if column.kind is Kind.MULTI:
+    if column.kind is Kind.MULTI and isinstance(value, list):
         value = value[0] if value else None
     if column.kind is Kind.NUMBER:
-        return float("nan") if value is None else float(value)
+        return _number(value)
     return "" if value is None else str(value)
+
+
+def _number(value: Any) -> float:
+    """A number, NaN where it is missing or where a caller reported something else."""
+    try:
+        return float("nan") if value is None else float(value)
+    except (TypeError, ValueError):
+        return float("nan")

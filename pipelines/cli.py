@@ -291,12 +291,23 @@ def materialize(
         show_views(report)
 
 
+Served = Annotated[
+    Path | None, typer.Option("--log", help="The service's log folder. [default: served/<data set> of the workdir]")
+]
+
+
 @app.command()
 def push(
     events: Annotated[
-        Path, typer.Argument(metavar="EVENTS.jsonl", help="JSON lines, '-' for standard input.", allow_dash=True)
-    ],
+        Path | None, typer.Argument(metavar="EVENTS.jsonl", help="JSON lines, '-' for standard input.", allow_dash=True)
+    ] = None,
     dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    follow: Annotated[bool, typer.Option("--follow", help="Push what callers of the service report, as it comes.")] = (
+        False
+    ),
+    log: Served = None,
+    every: Annotated[float, typer.Option(help="With --follow: seconds between looks at the log.", min=0.05)] = 0.5,
+    beside: Annotated[int | None, typer.Option(hidden=True)] = None,
     workdir: Workdir = None,
 ) -> None:
     """Put events that have just happened into the online histories of their users.
@@ -304,10 +315,17 @@ def push(
     A line: {"user_id": "u1", "item_id": "i1", "label": 1, "event_timestamp": "2026-05-31T18:30:00Z", "context": {}}
     """
     _enter(workdir)
+    if follow:
+        from pipelines.service import push_feedback
+
+        push_feedback(dataset, log, every, beside)
+        return
     from components.dataset.catalog import load_spec
     from feature_repo.live import push_events, read_events
     from feature_repo.store import open_store
 
+    if events is None:
+        raise UserError("push: name a file of events, '-' for standard input, or --follow")
     if str(events) != "-" and not events.is_file():
         raise UserError(f"{events}: no such file")
     spec = load_spec(dataset)
@@ -422,6 +440,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
     assignments: Assignments = None,
     every: Every = 10.0,
+    push: Annotated[bool, typer.Option("--push", help="Let what callers report enter online histories at once.")] = (
+        False
+    ),
 ) -> None:
     """Serve the champion, and follow the registry: POST /rank, /predict, GET /model, /readyz, /livez, /metrics.
 
@@ -431,7 +452,7 @@ def serve(
     _enter(workdir)
     from pipelines.service import start
 
-    start(dataset, host, port, assignments or [], every)
+    start(dataset, host, port, assignments or [], every, push)
 
 
 @app.command()
@@ -452,17 +473,13 @@ def follow(
 
 app.add_typer(schedule_app, name="schedule")
 
-Served = Annotated[
-    Path | None, typer.Option("--log", help="The service's log folder. [default: served/<data set> of the workdir]")
-]
-
 
 @app.command()
 def monitor(
     dataset: Annotated[str, typer.Option(help="Data set whose service is meant.")] = "sample",
     log: Served = None,
     delay: Annotated[float, typer.Option(help="Hours after which an item without a click counts as one.")] = 1.0,
-    recent: Annotated[float, typer.Option(help="Hours whose features are held against all earlier ones.")] = 24.0,
+    recent: Annotated[float, typer.Option(help="Hours whose features are held against the training set.")] = 24.0,
     replay: Annotated[int, typer.Option(help="Served rows that are replayed through the offline join.", min=0)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     workdir: Workdir = None,

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from components.dataset.catalog import load_spec
 from components.dataset.spec import DatasetSpec
 from components.monitor.logs import feedback, predictions
+from components.monitor.model import bundle_of
 from components.monitor.quality import by_hour, psi
 from components.monitor.skew import skew
 from components.run import home
@@ -25,19 +27,23 @@ def judge(dataset: str, log: Path | None, delay: float, recent: float, replay: i
         dataset: Name of a data set, or path of its DatasetSpec.
         log: The service's log folder; that of `tandem serve` if None.
         delay: Hours after which an item without a click counts as one that was not clicked.
-        recent: Hours whose features are held against all earlier ones.
+        recent: Hours whose features are held against the training set of the version that answered last.
         replay: Rows that go through the offline join.
 
     Raises:
-        UserError: nothing is logged there.
+        UserError: nothing is logged there, or the registry has no such version.
     """
     spec = load_spec(dataset)
     folder = _folder(spec, log)
     logged = predictions(folder)
     drawn = np.random.default_rng(SEED).permutation(logged.num_rows)[:replay]
+    newest = logged["model_version"][pc.index(logged["at"], pc.max(logged["at"])).as_py()].as_py()
+    with bundle_of(spec, newest) as bundle:
+        profiles = bundle.profiles()
     return {
+        "model_version": newest,
         "hours": by_hour(logged, feedback(folder), timedelta(hours=delay)),
-        "psi": psi(logged, timedelta(hours=recent)),
+        "psi": psi(logged, profiles, timedelta(hours=recent)),
         "skew": skew(spec, logged.take(np.sort(drawn))) if replay else None,
     }
 

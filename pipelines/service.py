@@ -9,15 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+from components.dataset.bundle import SPEC
 from components.dataset.errors import UserError
+from components.dataset.spec import identifier_of, read_spec
 from components.run import home, read_json
+from serving.promotion import ALIASES, CHAMPION
 from serving.settings import PREFIX, ServeSettings
 
 log = logging.getLogger("tandem.registry")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(dataset: str | None, host: str, port: int, assignments: list[str], every: float) -> None:
+def start(dataset: str | None, host: str, port: int, assignments: list[str], every: float, push: bool = False) -> None:
     """Replace this process by `bentoml serve`, beside a process that follows the registry.
 
     Args:
@@ -26,12 +29,13 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
         port: Port to listen on.
         assignments: Settings of the service, `name=value` each.
         every: Seconds between looks at the registry.
+        push: Put what callers report into the online histories too, by one more process.
 
     Raises:
-        UserError: nothing was deployed yet, or a setting is impossible.
+        UserError: nothing was deployed yet, a setting is impossible, or there is nothing to push.
     """
     name = dataset or _deployed()
-    identifier = name.replace("-", "_")
+    identifier = identifier_of(name)
     models, features = home() / "serving" / identifier, home() / "feast" / f"{identifier}.yaml"
     if not features.is_file():
         raise UserError(f"{features}: nothing is deployed there; run 'tandem run' first, or give its --workdir")
@@ -42,11 +46,10 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
     # BentoML keeps its counts there and throws away those that it finds: two services must not share it.
     own = home() / "serving" / "bentoml" / str(port)
     os.environ.update(BENTOML_HOME=str(own), BENTOML_DO_NOT_TRACK="True", TANDEM_HOME=str(home()))
-    following = [sys.executable, "-m", "pipelines.cli", "follow", "--dataset", name]
-    following += ["--to", str(settings.models), "--every", str(every), "--beside", str(os.getpid())]
-    following += ["--version", settings.version] if settings.version else []
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    subprocess.Popen(following, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr)
+    version = ["--version", settings.version] if settings.version else []
+    _beside("follow", "--dataset", name, "--to", str(settings.models), "--every", str(every), *version)
+    if push:
+        _beside("push", "--follow", "--dataset", str(_spec_of(models)), "--log", str(settings.log))
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Tandem"]
     os.execv(sys.executable, [*command, "--host", host, "--port", str(port), "--working-dir", str(ROOT)])  # noqa: S606
 
@@ -70,6 +73,54 @@ def follow(dataset: str, folder: Path, every: float, version: str | None, beside
         except Exception as error:  # the registry is away: what is served stays, and it may come back
             log.warning("the registry cannot be followed: %s", error)
         _wait(every, beside)
+
+
+def push_feedback(dataset: str, folder: Path | None, every: float, beside: int | None) -> None:
+    """Put what callers of the service report into the online histories, again and again.
+
+    Args:
+        dataset: Name of a data set, or path of its DatasetSpec.
+        folder: The service's log folder; that of `tandem serve` if None.
+        every: Seconds from one look at it to the next.
+        beside: Id of the process that started this one; with it this one ends.
+
+    Raises:
+        UserError: the data set has no history.
+    """
+    from components.dataset.catalog import load_spec
+    from components.monitor.pushing import Pusher
+    from feature_repo.store import open_store
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    spec = load_spec(dataset)
+    pusher = Pusher(open_store(spec), spec, folder or home() / "served" / spec.identifier)
+    while beside is None or os.getppid() == beside:
+        try:
+            changed = pusher.look()
+        except UserError:
+            raise
+        except Exception as error:  # the online store is away: what is not written yet waits, and it may come back
+            log.warning("feedback cannot be pushed: %s", error)
+        else:
+            if changed:
+                log.info("%d histories brought up to what was reported", changed)
+        _wait(every, beside)
+
+
+def _beside(*words: str) -> None:
+    """Start a command of ours that ends with this process, whatever this process becomes."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "pipelines.cli", *words, "--beside", str(os.getpid())]
+    subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr)
+
+
+def _spec_of(models: Path) -> Path:
+    """The DatasetSpec of the champion in a folder of models."""
+    version = read_json(models / ALIASES)[CHAMPION]
+    path: Path = models / version / SPEC
+    if read_spec(path).history is None:
+        raise UserError(f"{path}: has no history that an event could enter; serve without --push")
+    return path
 
 
 def _wait(seconds: float, beside: int | None) -> None:

@@ -114,12 +114,17 @@ class PredictResponse(_Answer):
 
 
 class Event(_Request):
-    """What became of an item that was ranked or predicted."""
+    """What became of an item that was ranked or predicted.
+
+    One that names its user can enter the user's online history at once, where `tandem push --follow` runs.
+    """
 
     request_id: str = Field(pattern=r"^[0-9a-f]{32}$", description="The `request_id` of the response.")
     item_id: Key
     clicked: bool = Field(default=True, strict=True, description="False where it is known that no click came.")
     at: AwareDatetime | None = Field(default=None, description="When it happened; now if not given.")
+    user_id: Key | None = Field(default=None, description="The user, for the online history.")
+    context: Context = Field(default={}, description="Context fields that a history keeps of its events.")
 
 
 class FeedbackRequest(_Request):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from components.dataset.errors import UserError
 from components.dataset.events import Column
+from components.dataset.profile import PROFILES, FeatureProfile
 from components.dataset.spec import DatasetSpec, read_spec
 from components.dataset.vocabulary import Vocabulary
 from components.run import read_json, write_json
@@ -108,6 +109,12 @@ class Bundle:
     def golden(self) -> pa.Table:
         """Rows of raw feature columns, each with the `probability` that the model must give."""
         return pq.read_table(self.path / GOLDEN)
+
+    def profiles(self) -> dict[str, FeatureProfile]:
+        """How each raw feature column was spread in training; none where the bundle was written without them."""
+        if PROFILES not in self.manifest["files"]:
+            return {}
+        return {name: FeatureProfile.from_json(content) for name, content in read_json(self.path / PROFILES).items()}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

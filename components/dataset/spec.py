@@ -282,6 +282,11 @@ class PromptSpec(_Model):
     item: str = "This is an item"
 
 
+def identifier_of(name: str) -> str:
+    """The name of a data set with underscores only, as Feast and MLflow want it."""
+    return name.replace("-", "_")
+
+
 class DatasetSpec(_Model):
     """The single description of a data set."""
 
@@ -399,7 +404,7 @@ class DatasetSpec(_Model):
     @property
     def identifier(self) -> str:
         """The name with underscores only, as Feast and MLflow want it."""
-        return self.name.replace("-", "_")
+        return identifier_of(self.name)
 
     @property
     def digest(self) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.dataset.bundle import Bundle
 from components.dataset.errors import UserError
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY, DatasetSpec
 from components.monitor.logs import features_of, of_request
+from components.monitor.model import bundle_of
 from components.monitor.skew import offline, skew
-from components.registry.client import BUNDLE, fetch, version_of
 from serving.scorer import Scorer
 
 #: Columns that a row is known by, and that stay whatever is left out.
@@ -42,8 +39,8 @@ def explain(spec: DatasetSpec, log: Path, request_id: str, item: str | None = No
             raise UserError(f"request {request_id} had no item '{item}'")
     rows = rows.sort_by([("probability", "descending")])
     versions = sorted(set(rows["model_version"].to_pylist()))
-    with _scorer(spec, versions[0]) as scorer:
-        told = _explained(spec, scorer, rows)
+    with bundle_of(spec, versions[0]) as bundle:
+        told = _explained(spec, Scorer(bundle), rows)
     said = {"request_id": request_id, "at": rows["at"][0].as_py().isoformat(), "model_version": versions[0]}
     return {**said, "degraded": rows["degraded"][0].as_py(), **told}
 
@@ -86,9 +83,3 @@ def _nothing(column: Any) -> Any:
 
 def _by_weight(found: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda pair: -abs(pair[1])))
-
-
-@contextmanager
-def _scorer(spec: DatasetSpec, version: str) -> Iterator[Scorer]:
-    with TemporaryDirectory(prefix="tandem-explain-") as folder:
-        yield Scorer(Bundle.open(fetch(version_of(spec.name, version), Path(folder) / BUNDLE)))

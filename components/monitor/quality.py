@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,15 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.dataset.profile import FeatureProfile
 from components.monitor.logs import features_of
 from components.training import metrics
 
 Content = dict[str, Any]
 Clicked = Mapping[tuple[str, str], bool]
-#: Values of a feature that are told apart; the others are one.
-VALUES = 20
-#: Share of a bin that has none, so that its logarithm exists.
-EMPTY = 1e-4
 
 
 def by_hour(logged: pa.Table, clicked: Clicked, delay: timedelta, now: datetime | None = None) -> list[Content]:
@@ -53,42 +48,13 @@ def _hour(rows: pa.Table, clicked: Clicked, hour: datetime, before: datetime) ->
     }
 
 
-def psi(logged: pa.Table, recent: timedelta, now: datetime | None = None) -> dict[str, float | None]:
-    """Population stability index of each feature: the rows of the last `recent` against all earlier ones.
+def psi(
+    logged: pa.Table, profiles: Mapping[str, FeatureProfile], recent: timedelta, now: datetime | None = None
+) -> dict[str, float | None]:
+    """Population stability index of each feature: the rows of the last `recent` against the model's training set.
 
-    The sum over bins of (p - q) ln(p / q); numbers in tenths of the earlier rows, of others the most frequent values.
-    By custom below 0.1 nothing has changed, above 0.25 much has. None where one of the two has no rows.
+    None where no such row was logged; features of which training kept no profile are left out.
     """
     since = pa.scalar((now or datetime.now(UTC)) - recent, logged["at"].type)
-    late = pc.greater_equal(logged["at"], since)
-    earlier, later = features_of(logged.filter(pc.invert(late))), features_of(logged.filter(late))
-    return {name: _psi(earlier[name].to_pylist(), later[name].to_pylist()) for name in earlier}
-
-
-def _psi(earlier: Sequence[Any], later: Sequence[Any]) -> float | None:
-    if not earlier or not later:
-        return None
-    numbers = [value for value in earlier if isinstance(value, int | float)]
-    edges = np.unique(np.quantile(numbers, np.arange(1, 10) / 10)) if numbers else None
-    before, after = (Counter(_bin(value, edges) for row in rows for value in _values(row)) for rows in (earlier, later))
-    kept = {name for name, _ in before.most_common(VALUES)}
-    p, q = _shares(before, kept), _shares(after, kept)
-    return math.fsum((q[name] - p[name]) * math.log(q[name] / p[name]) for name in p)
-
-
-def _values(row: Any) -> list[Any]:
-    """The values of a row; a list counts as each of its values, an empty one as a missing value."""
-    return (row or [None]) if isinstance(row, list) else [row]
-
-
-def _bin(value: Any, edges: Any) -> Any:
-    if edges is None or value is None:
-        return value
-    return int(np.searchsorted(edges, value, side="right"))
-
-
-def _shares(counts: Mapping[Any, int], kept: set[Any]) -> dict[Any, float]:
-    total = sum(counts.values())
-    found = {name: counts.get(name, 0) / total for name in kept}
-    rest = 1 - math.fsum(found.values())
-    return {name: max(share, EMPTY) for name, share in [*found.items(), (("rest",), rest)]}
+    served = features_of(logged.filter(pc.greater_equal(logged["at"], since)))
+    return {name: profiles[name].psi(column) for name, column in served.items() if name in profiles}

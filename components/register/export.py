@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 
 from components.dataset.bundle import GOLDEN, ITEMS, MODEL, RANKER, SPEC, VOCABULARY, write_manifest
 from components.dataset.errors import UserError
+from components.dataset.events import MOMENTS
 from components.dataset.layout import CANDIDATE, REQUEST, InputLayout
-from components.dataset.spec import ITEM_KEY, USER_KEY
+from components.dataset.profile import PROFILES, FeatureProfile
+from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY
 from components.dataset.training_set import TrainingSet
 from components.register.proof import UsedPlm, prove
 from components.register.settings import RunInfo
-from components.run import aside
+from components.run import aside, write_json
 
 if TYPE_CHECKING:
     from components.models.base import CollaborativeModel
@@ -37,6 +39,8 @@ Probabilities = npt.NDArray[np.float32]
 
 DEGRADATION = "degradation.json"
 GOLDEN_ROWS, RANDOM_ROWS = 64, 256
+#: Rows of the train part from which the features' profiles are taken.
+PROFILE_ROWS = 100_000
 #: Requests, of every golden and random row's item each, that a folded model is compared in.
 REQUESTS = 16
 #: Furthest that a probability of the ONNX model may lie from the torch model's.
@@ -92,6 +96,7 @@ def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
             check_folded(draft, model, ids)
         pq.write_table(golden.append_column("probability", pa.array(expected[: len(golden)])), draft / GOLDEN)
         data.vocabulary.save(draft / VOCABULARY)
+        write_json(draft / PROFILES, _profiles(data))
         _copy(source, draft)
         proof = _proof(model, draft, source.plm, folded)
         _describe(draft, data.layout.width)
@@ -177,9 +182,20 @@ def random_ids(layout: InputLayout, rows: int = RANDOM_ROWS) -> Ids:
 def _golden_rows(data: TrainingSet) -> pa.Table:
     """Rows spread evenly over the test part: keys and every raw column that the model reads."""
     columns = list(dict.fromkeys((USER_KEY, ITEM_KEY, *data.vocabulary.columns)))
-    table = data.table("test", columns)
-    places = np.unique(np.linspace(0, table.num_rows - 1, GOLDEN_ROWS).astype(int))
-    return table.take(pa.array(places)).combine_chunks()
+    return _spread(data.table("test", columns), GOLDEN_ROWS).combine_chunks()
+
+
+def _profiles(data: TrainingSet) -> dict[str, Any]:
+    """How the raw features are spread in the train part; moments are left out, they never stay the same."""
+    columns = [name for name in data.vocabulary.columns if name not in {EVENT_TIMESTAMP, MOMENTS}]
+    rows = _spread(data.table("train", columns), PROFILE_ROWS)
+    profiles = {name: FeatureProfile.of(rows[name]) for name in columns}
+    return {name: profile.to_json() for name, profile in profiles.items() if profile is not None}
+
+
+def _spread(table: pa.Table, rows: int) -> pa.Table:
+    """At most so many rows, spread evenly over a table."""
+    return table.take(pa.array(np.unique(np.linspace(0, table.num_rows - 1, rows).astype(int))))
 
 
 def _copy(source: Source, draft: Path) -> None:

@@ -80,3 +80,19 @@ def test_what_is_no_event_is_named(room):
         room.read_events([line, line.replace(": 1,", ": 2,")])
     with pytest.raises(UserError, match="data set 'test-log' has no history"):
         room.push_events(None, logs.make_spec(), [event])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        ("number", 2, "2.0"), ("number", "2.5", "2.5"), ("number", "many", "nan"), ("number", [1], "nan"),
+        ("number", None, "nan"), ("category", 7, "7"), ("category", None, ""), ("multi", ["a", "b"], "a"),
+        ("multi", [], ""), ("multi", "word", "word"),
+    ],
+)  # fmt: skip
+def test_what_a_caller_reports_of_the_context_fits_its_list(room, kind, value, expected):
+    from components.dataset.spec import Kind
+    from feature_repo.history import HistoryColumn
+
+    event = room.Event(user_id="a", item_id="b", label=1, event_timestamp=logs.moment(1), context={"dwell": value})
+    assert str(room._value(HistoryColumn("history_dwell", "dwell", Kind(kind)), event, {"b": {}})) == expected

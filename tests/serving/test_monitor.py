@@ -63,6 +63,9 @@ def test_what_was_served_is_judged(answers, shop):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert sum(hour["clicks"] for hour in told["hours"]) >= 1
+    assert told["model_version"] == "1"
+    assert {"gender", "colours", "price", "device"} <= set(told["psi"])
+    assert told["psi"]["device"] > 0.25, "phones alone were asked with; training had others too"
     assert sum(hour["judged"] for hour in told["hours"]) >= 60
     for name in ("gender", "colours", "price"):
         line = told["skew"]["features"][name]

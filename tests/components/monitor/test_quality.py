@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from components.dataset.errors import UserError
-from components.monitor.logs import feedback, predictions
+from components.dataset.profile import FeatureProfile
+from components.monitor.logs import features_of, feedback, predictions
 from components.monitor.quality import by_hour, psi
 from components.monitor.skew import same
 from components.training import metrics
@@ -67,31 +68,63 @@ def test_what_may_still_be_clicked_is_not_judged():
     assert 0 < hours[-2]["judged"] < hours[-2]["rows"]
 
 
+def trained(table):
+    """The profiles that a model would have brought along, had it been trained on these rows."""
+    found = {name: FeatureProfile.of(column) for name, column in features_of(table).items()}
+    return {name: FeatureProfile.from_json(json.loads(json.dumps(one.to_json()))) for name, one in found.items()}
+
+
 def test_drift_is_seen_where_it_is_and_only_there():
+    profiles = trained(logged(4000, seed=9)[0])
     table, _ = logged(4000)
-    calm = psi(table, timedelta(hours=2), NOW)
+    calm = psi(table, profiles, timedelta(hours=2), NOW)
+    assert set(calm) == {"price", "colour", "tags"}
     assert all(0 <= value < 0.1 for value in calm.values())
     late = np.array([at >= NOW - timedelta(hours=2) for at in table["at"].to_pylist()])
     moved = table["feature.price"].to_numpy() + late
     painted = np.where(late, "green", table["feature.colour"].to_numpy(zero_copy_only=False))
     for name, values in (("feature.price", moved), ("feature.colour", painted)):
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
-    found = psi(table, timedelta(hours=2), NOW)
+    found = psi(table, profiles, timedelta(hours=2), NOW)
     assert found["price"] > 0.25
     assert found["colour"] > 1
     assert found["tags"] == calm["tags"]
 
 
 def test_drift_by_hand():
+    trained_on = pa.table({"feature.colour": ["r", "r", "r", "b"]})
     table = pa.table(
         {
             "at": pa.array([NOW - timedelta(hours=3)] * 4 + [NOW] * 4, pa.timestamp("us", "UTC")),
-            "feature.colour": ["r", "r", "r", "b", "r", "b", "b", "b"],
+            "feature.colour": ["x", "x", "x", "x", "r", "b", "b", "b"],
+            "feature.new": ["y"] * 8,
         }
     )
     expected = (0.25 - 0.75) * math.log(0.25 / 0.75) + (0.75 - 0.25) * math.log(0.75 / 0.25)
-    assert psi(table, timedelta(hours=1), NOW)["colour"] == pytest.approx(expected)
-    assert psi(table, timedelta(hours=9), NOW) == {"colour": None}
+    assert psi(table, trained(trained_on), timedelta(hours=1), NOW) == {"colour": pytest.approx(expected)}
+    assert psi(table, trained(trained_on), timedelta(seconds=-1), NOW) == {"colour": None}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [
+        (pa.array([["a", "b"], [], None, ["a"]]), pa.array([["b", "a"], None, ["a"], []]), False),
+        (pa.array([["a", "b"], [], None, ["a"]]), pa.array([["b", "a"], ["a"]]), True),
+        (pa.array([1.0, 2.0, None, 3.0]), pa.array([2.0, 3.0, 1.0, None]), False),
+        (pa.array([1.0, 2.0, None, 3.0]), pa.array([2.0, 3.0, 1.0]), True),
+        (pa.array([None, None], pa.float64()), pa.array([None], pa.float64()), False),
+        (pa.array([None, None], pa.float64()), pa.array([1.5]), True),
+        (pa.array([None, None]), pa.array([None, None, None]), False),
+        (pa.array([str(n) for n in range(40)]), pa.array([str(n) for n in range(40, 80)]), True),
+        (pa.array([True, False]), pa.array([False, True]), False),
+    ],
+)
+def test_missing_values_lists_and_rare_values_have_their_share(before, after, moved):
+    found = FeatureProfile.of(before)
+    assert math.fsum(found.shares) == pytest.approx(1)
+    distance = FeatureProfile.from_json(json.loads(json.dumps(found.to_json()))).psi(after)
+    assert (distance > 0.25) if moved else (distance == pytest.approx(0, abs=1e-12))
+    assert found.psi(after[:0]) is None
 
 
 def test_a_click_is_not_taken_back(tmp_path):

@@ -57,6 +57,14 @@ def test_the_manifest_tells_where_it_comes_from(bundle, made):
     assert {"degradation.json", "MLmodel"} <= set(manifest["files"])
 
 
+def test_the_training_sets_spread_is_in_the_bundle(bundle, made):
+    opened = Bundle.open(bundle)
+    profiles, data = opened.profiles(), TrainingSet.open(made.training_set)
+    assert set(profiles) == set(opened.vocabulary.columns) - {"event_timestamp", "history_timestamp"}
+    train = data.table("train", list(profiles))
+    assert all(profile.psi(train[name]) == pytest.approx(0, abs=1e-9) for name, profile in profiles.items())
+
+
 def test_mlflow_can_load_the_bundle(bundle):
     import mlflow
 
