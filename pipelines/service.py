@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(dataset: str | None, host: str, port: int, assignments: list[str], every: float, push: bool = False) -> None:
-    """Replace this process by `bentoml serve`, beside a process that follows the registry.
+    """Replace this process by the service's, beside a process that follows the registry.
 
     Args:
         dataset: Data set whose champion is served; the one deployed last if None.
@@ -50,8 +50,9 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
     _beside("follow", "--dataset", name, "--to", str(settings.models), "--every", str(every), *version)
     if push:
         _beside("push", "--follow", "--dataset", str(_spec_of(models)), "--log", str(settings.log))
-    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Tandem"]
-    os.execv(sys.executable, [*command, "--host", host, "--port", str(port), "--working-dir", str(ROOT)])  # noqa: S606
+    # The service's own code comes first, wherever this was started.
+    os.environ["PYTHONPATH"] = _path()
+    os.execv(sys.executable, [sys.executable, "-m", "serving", "--host", host, "--port", str(port)])  # noqa: S606
 
 
 def follow(dataset: str, folder: Path, every: float, version: str | None, beside: int | None) -> None:
@@ -64,6 +65,7 @@ def follow(dataset: str, folder: Path, every: float, version: str | None, beside
         version: A version that is to be there whatever the aliases say.
         beside: Id of the process that started this one; with it this one ends.
     """
+    _give_way(beside)
     from components.registry.mirror import mirror
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
@@ -87,6 +89,7 @@ def push_feedback(dataset: str, folder: Path | None, every: float, beside: int |
     Raises:
         UserError: the data set has no history.
     """
+    _give_way(beside)
     from components.dataset.catalog import load_spec
     from components.monitor.pushing import Pusher
     from feature_repo.store import open_store
@@ -109,9 +112,18 @@ def push_feedback(dataset: str, folder: Path | None, every: float, beside: int |
 
 def _beside(*words: str) -> None:
     """Start a command of ours that ends with this process, whatever this process becomes."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pipelines.cli", *words, "--beside", str(os.getpid())]
-    subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr)
+    subprocess.Popen(command, env={**os.environ, "PYTHONPATH": _path()}, stdout=sys.stderr)
+
+
+def _give_way(beside: int | None) -> None:
+    """Let the service that this process stands beside have the core first: it is to be ready soon, and to answer."""
+    if beside is not None:
+        os.nice(10)
+
+
+def _path() -> str:
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def _spec_of(models: Path) -> Path:
