@@ -44,9 +44,7 @@ class PartTable:
     def ready(self, keys: Sequence[str], now: float, epoch: int) -> tuple[list[Array], Array] | None:
         """What `parts` gives, for items whose rows are known to hold still; None if one of them may not."""
         with self._lock:
-            if epoch != self._epoch:
-                self._epoch = epoch
-                self._until.fill(-np.inf)
+            self._enter(epoch)
             try:
                 places = itemgetter(*keys)(self._place)
             except KeyError:
@@ -87,9 +85,16 @@ class PartTable:
                 self._add(absent, [rows[key] for key in absent], found)
                 places = self._places(keys, rows)
             index = np.array(places)
+            self._enter(epoch)
             if until is not None and epoch == self._epoch:
                 self._until[index] = [until.get(key, -np.inf) for key in keys]
             return self._taken(index)
+
+    def _enter(self, epoch: int) -> None:
+        """Trust nothing that was said of rows before this epoch."""
+        if epoch > self._epoch:
+            self._epoch = epoch
+            self._until.fill(-np.inf)
 
     def _taken(self, index: Array) -> tuple[list[Array], Array]:
         *parts, cold = (array.take(index, axis=0) for array in self._arrays)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 
 import pytest
+import uvloop
 import yaml
 
 from feature_repo import store as room
@@ -50,7 +51,8 @@ def source(redis, tmp_path, monkeypatch):
     return OnlineStore(tmp_path / "home" / "feast" / f"{spec.identifier}.yaml", f"ctr_{spec.identifier}", 5)
 
 
-def test_our_round_trip_reads_what_feast_reads_and_survives_a_restart(source, redis):
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_our_round_trip_reads_what_feast_reads_and_survives_a_restart(source, redis, run):
     views = [view for view in source.registered().views if view.side == "user"]
     assert source.direct
     assert {view.name for view in views} == {"user_profile", "user_history"}
@@ -78,7 +80,7 @@ def test_our_round_trip_reads_what_feast_reads_and_survives_a_restart(source, re
         rows = await asyncio.gather(*(source.read_soon(views, key) for key in ("u1", "u2")))
         assert repr(rows) == repr([[expected[view.name][place] for view in views] for place in (1, 2)])
 
-    asyncio.run(read())
+    run(read())
 
 
 def test_a_wrong_password_is_an_error_and_other_connections_are_feasts(source):
