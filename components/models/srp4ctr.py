@@ -38,7 +38,7 @@ class ItemLayer(nn.Module):
         """The stream [batch, 1, width] after the layer."""
         if self.sink is not None:
             keys, values = (
-                torch.cat([own.expand(len(given), -1, -1, -1), given], dim=2)
+                torch.cat([own.expand(given.shape[0], -1, -1, -1), given], dim=2)
                 for own, given in zip(self.sink, (keys, values), strict=True)
             )
             there = functional.pad(there, (1, 0), value=True)
@@ -116,7 +116,7 @@ class SRP4CTR(CollaborativeModel):
 
     def _read(self, embedded: Tensor, stream: Tensor, queries: Tensor) -> Tensor:
         """The MLP over [fields, item stream, queries]."""
-        streams = torch.cat([stream.flatten(1), queries.flatten(1).expand(len(embedded), -1)], dim=1)
+        streams = torch.cat([stream.flatten(1), queries.flatten(1).expand(embedded.shape[0], -1)], dim=1)
         found: Tensor = self.deep(torch.cat([embedded.flatten(1), self.scale(streams)], dim=1))
         return found
 
