@@ -21,6 +21,8 @@ from components.dataset.errors import UserError, ValidationStoppedError
 log = logging.getLogger("tandem")
 #: In the folder that a step has written: the steps that led to it, its own the last.
 STEPS = "steps.json"
+#: In a folder of checkpoints to begin with: whose they are; empty where training starts anew.
+CHAMPION = "champion.json"
 #: How failure.json names the errors that are not faults of ours.
 KINDS = {UserError: "user", ValidationStoppedError: "validation"}
 
@@ -80,7 +82,8 @@ def step(name: str, output: Path | None = None, inputs: Iterable[Path] = ()) -> 
         kind = next((kind for type_, kind in KINDS.items() if isinstance(error, type_)), "error")
         message = str(error) or type(error).__name__
         write_json(folder / "failure.json", {"kind": kind, "step": name, "message": message})
-        run = os.environ.get("TANDEM_RUN_DIR") and folder.name
+        named = os.environ.get("TANDEM_RUN_DIR") or os.environ.get("TANDEM_RUN_ID")
+        run = folder.name if named else None
         said = f"Tandem run{f' {run}' if run else ''}: step {name} failed ({kind}): {message}"
         webhook.tell(said, event="failed", step=name, kind=kind, message=message, run_id=run)
         raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.dataset.errors import UserError, ValidationStoppedError
-from pipelines.schedule_cli import Host, Namespace
+from pipelines.schedule_cli import ACCOUNT, Account, Host, Namespace, Unpinned
 from pipelines.schedule_cli import app as schedule_app
 
 if TYPE_CHECKING:
@@ -73,6 +73,19 @@ Backbone = Annotated[
 ]
 
 
+Window = Annotated[
+    str | None,
+    typer.Option(help="Impressions it learns from: since-last-success, since-champion, or START/END. [default: all]"),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        help="Machines on which align and finetune train together, as Kubeflow TrainJobs. [default: 1]", min=1
+    ),
+]
+WarmStart = Annotated[bool | None, typer.Option(help="Begin with the champion's weights. [default: no]")]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -99,7 +112,9 @@ def _settings(config: Path | None, assignments: list[str] | None, **flags: Any) 
     from pipelines.settings import parse_settings
 
     given = {name: value for name, value in flags.items() if value is not None}
-    return parse_settings(_config(config) | given, assignments or [])
+    nodes = given.pop("nodes", None)
+    together = [f"{step}.nodes={nodes}" for step in ("align", "finetune") if nodes]
+    return parse_settings(_config(config) | given, [*together, *(assignments or [])])
 
 
 def _config(config: Path | None) -> dict[str, Any]:
@@ -121,6 +136,8 @@ def run(
     method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
     backbone: Backbone = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation, shuffling and sampling.")] = 1,
+    window: Window = None,
+    warm_start: WarmStart = None,
     assignments: Assignments = None,
     config: Config = None,
     workdir: Workdir = None,
@@ -132,9 +149,8 @@ def run(
     Exit code 0: done, whatever the gate's verdict. 2: the input is wrong. 3: validation stopped the run. 1: a fault.
     """
     _enter(workdir)
-    settings = _settings(
-        config, assignments, dataset=dataset, method=method.value, backbone=backbone, seed=seed, run_id=run_id
-    )
+    chosen = {"method": method.value, "backbone": backbone, "seed": seed, "window": window, "warm_start": warm_start}
+    settings = _settings(config, assignments, dataset=dataset, run_id=run_id, **chosen)
     from pipelines.local import run_locally
 
     result = run_locally(settings)
@@ -144,6 +160,33 @@ def run(
         from pipelines.summary import show
 
         show(result)
+
+
+@app.command()
+def plan(
+    dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
+    method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
+    backbone: Backbone = None,
+    window: Window = None,
+    warm_start: WarmStart = None,
+    assignments: Assignments = None,
+    config: Config = None,
+    workdir: Workdir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object on one line.")] = False,
+) -> None:
+    """Say what the next run would do, before it does it: its rows, texts to encode, time, and the champion to beat."""
+    _enter(workdir)
+    chosen = {"method": method.value, "backbone": backbone, "window": window, "warm_start": warm_start}
+    settings = _settings(config, assignments, dataset=dataset, **chosen)
+    from pipelines.plan import plan as make
+
+    found = make(settings)
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
+        return
+    from pipelines.summary import show_plan
+
+    show_plan(found)
 
 
 @app.command()
@@ -205,6 +248,9 @@ def compile_pipeline(
     dataset: Annotated[str, typer.Option(help="Default of the pipeline's parameter 'dataset'.")] = "sample",
     method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
     backbone: Backbone = None,
+    window: Window = None,
+    warm_start: WarmStart = None,
+    nodes: Nodes = None,
     assignments: Assignments = None,
     config: Config = None,
     image: Annotated[
@@ -217,7 +263,8 @@ def compile_pipeline(
         os.environ["TANDEM_TRAIN_IMAGE"] = image  # components read it when they are defined
     if output.suffix not in {".yaml", ".yml"}:
         raise UserError(f"{output}: the compiled pipeline is YAML; write a name that ends in .yaml")
-    settings = _settings(config, assignments, dataset=dataset, method=method.value, backbone=backbone)
+    chosen = {"method": method.value, "backbone": backbone, "window": window, "warm_start": warm_start, "nodes": nodes}
+    settings = _settings(config, assignments, dataset=dataset, **chosen)
     from kfp import compiler
 
     from components.image import TRAIN_IMAGE
@@ -245,20 +292,26 @@ def submit(
     dataset: Annotated[str, typer.Option(help="Embedded data set or path of a DatasetSpec (YAML).")] = "sample",
     pipeline: Annotated[PipelineName, typer.Option(help="Which pipeline.")] = PipelineName.TRAINING,
     method: Annotated[MethodName, typer.Option(help="What the candidate is trained with.")] = MethodName.CTRL,
-    backbone: Backbone = "autoint",
+    backbone: Backbone = None,
+    window: Window = None,
+    warm_start: WarmStart = None,
+    nodes: Nodes = None,
     assignments: Assignments = None,
     config: Config = None,
     experiment: Annotated[str, typer.Option(help="Experiment that the run belongs to.")] = "tandem",
     host: Host = None,
     namespace: Namespace = None,
+    account: Account = ACCOUNT,
+    unpinned: Unpinned = False,
     follow: Annotated[bool, typer.Option(help="Wait for the run's end, and print its tasks as they go.")] = True,
     seconds: Annotated[float, typer.Option(help="Between two looks at the run.", min=0.01)] = 10.0,
 ) -> None:
     """Start one run on Kubeflow Pipelines, print its id, and follow it; a run that fails is a fault (exit code 1)."""
-    settings = _settings(config, assignments, dataset=dataset, method=method.value, backbone=backbone)
+    chosen = {"method": method.value, "backbone": backbone, "window": window, "warm_start": warm_start, "nodes": nodes}
+    settings = _settings(config, assignments, dataset=dataset, **chosen)
     from pipelines.cluster import Cluster, failing_step
 
-    cluster = Cluster(host, namespace, experiment)
+    cluster = Cluster(host, namespace, experiment, account, unpinned)
     run_id = cluster.start(f"{pipeline.value} {settings.dataset}", pipeline.value, settings)
     print(run_id, flush=True)
     if follow:

@@ -23,13 +23,22 @@ PAGE = 100
 class Cluster:
     """One experiment of one Kubeflow Pipelines installation."""
 
-    def __init__(self, host: str | None, namespace: str | None, experiment: str) -> None:
+    def __init__(
+        self,
+        host: str | None,
+        namespace: str | None,
+        experiment: str,
+        account: str,
+        unpinned: bool = False,
+    ) -> None:
         """Connect, and make the experiment where there is none.
 
         Args:
             host: Address of the API; KF_PIPELINES_ENDPOINT, or what the kubeconfig leads to, if None.
             namespace: The profile's namespace on a multi-user installation.
             experiment: Name of the experiment.
+            account: The service account of the runs.
+            unpinned: Take an image without a digest.
 
         Raises:
             UserError: nobody answers there, or not to us.
@@ -42,6 +51,7 @@ class Cluster:
                 self.client = kfp.Client(host=host, namespace=namespace or "kubeflow")
             found = self.client.create_experiment(experiment, namespace=namespace)
         self.host, self.experiment_id, self.namespace = host, str(found.experiment_id), namespace
+        self.account, self.unpinned = account, unpinned
 
     def call(self, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
         """Call a method of the client.
@@ -71,11 +81,14 @@ class Cluster:
                 return
 
     def start(self, name: str, kind: PipelineKind, settings: RunSettings) -> str:
-        """Start one run; its id."""
-        with compiled(kind, settings) as package:
-            found = self.call(
-                self.client.run_pipeline, self.experiment_id, name, str(package), parameters(kind, settings)
-            )
+        """Start one run; its id.
+
+        Raises:
+            UserError: as `call` does, or the image is not pinned.
+        """
+        with compiled(kind, settings, self.unpinned) as package:
+            given = {"params": parameters(kind, settings), "service_account": self.account}
+            found = self.call(self.client.run_pipeline, self.experiment_id, name, str(package), **given)
         return str(found.run_id)
 
     def follow(self, run_id: str, seconds: float, tell: Callable[[str], None]) -> Any:
@@ -124,10 +137,19 @@ def parameters(kind: PipelineKind, settings: RunSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def compiled(kind: PipelineKind, settings: RunSettings) -> Iterator[Path]:
-    """The compiled pipeline as a file."""
+def compiled(kind: PipelineKind, settings: RunSettings, unpinned: bool = False) -> Iterator[Path]:
+    """The compiled pipeline as a file.
+
+    Raises:
+        UserError: the image is not pinned by digest.
+    """
     from kfp import compiler
 
+    from components.image import TRAIN_IMAGE
+    from pipelines.policy import check_pinned
+
+    if not unpinned:
+        check_pinned(TRAIN_IMAGE)
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         package = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline_of(kind, settings), str(package))

@@ -11,6 +11,7 @@ import re
 from kfp import dsl, kubernetes
 
 from components.dataset.errors import UserError
+from components.image import TRAIN_IMAGE
 
 #: Addresses and places, the same for every task.
 CONFIG_MAP = "tandem-config"
@@ -57,6 +58,9 @@ def _common(task: dsl.PipelineTask) -> dsl.PipelineTask:
     for name, path in SCRATCH.items():
         kubernetes.empty_dir_mount(task, name, path, size_limit=SCRATCH_LIMIT)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    # The backend's cache goes by the names of artefacts and not by what they hold (kubeflow/pipelines#12751): a
+    # scheduled run would be given last night's rows. What is worth keeping is kept by content: encodings, checkpoints.
+    task.set_caching_options(False)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     return task
 
@@ -67,6 +71,12 @@ def on_cpu(task: dsl.PipelineTask, cpu: str = "2", memory: str = "8Gi") -> dsl.P
     task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="10m")
     kubernetes.set_timeout(task, seconds=4 * 3600)
     return _common(task)
+
+
+def on_nodes(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A task that lets several machines train, and only watches them: it needs no GPU, and their image."""
+    task.set_env_variable("TANDEM_TRAIN_IMAGE", TRAIN_IMAGE)
+    return on_cpu(task)
 
 
 def on_gpu(task: dsl.PipelineTask, cpu: str = "4", memory: str = "32Gi") -> dsl.PipelineTask:

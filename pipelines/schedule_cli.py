@@ -19,15 +19,21 @@ Host = Annotated[
     str | None, typer.Option(help="Address of the Kubeflow Pipelines API. [default: $KF_PIPELINES_ENDPOINT]")
 ]
 Namespace = Annotated[str | None, typer.Option(help="Profile namespace, on a multi-user installation.")]
+Account = Annotated[str, typer.Option("--service-account", help="The account of the runs.")]
+Unpinned = Annotated[bool, typer.Option(help="Take an image without a digest; its tag must never move.")]
+#: What infra/kustomize makes for the runs.
+ACCOUNT = "tandem-pipeline"
 Name = Annotated[str, typer.Argument(help="The schedule's name.")]
 
 
-def _open(file: Path | None, host: str | None, namespace: str | None) -> tuple[Cluster, Schedules]:
+def _open(
+    file: Path | None, host: str | None, namespace: str | None, account: str = ACCOUNT, unpinned: bool = False
+) -> tuple[Cluster, Schedules]:
     from pipelines.cluster import Cluster
     from pipelines.schedules import read_schedules
 
     schedules = read_schedules(file)
-    return Cluster(host, namespace, schedules.experiment), schedules
+    return Cluster(host, namespace, schedules.experiment, account, unpinned), schedules
 
 
 def _print(changes: list[Change]) -> None:
@@ -36,15 +42,27 @@ def _print(changes: list[Change]) -> None:
 
 
 @app.command()
-def plan(file: File = None, host: Host = None, namespace: Namespace = None) -> None:
+def plan(
+    file: File = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    account: Account = ACCOUNT,
+    unpinned: Unpinned = False,
+) -> None:
     """Print what `apply` would do: create, replace, enable, disable, delete or nothing."""
     from pipelines.schedules import plan as planned
 
-    _print(planned(*_open(file, host, namespace)))
+    _print(planned(*_open(file, host, namespace, account, unpinned)))
 
 
 @app.command()
-def apply(file: File = None, host: Host = None, namespace: Namespace = None) -> None:
+def apply(
+    file: File = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    account: Account = ACCOUNT,
+    unpinned: Unpinned = False,
+) -> None:
     """Create, replace and delete recurring runs until they are what the file says. To repeat it changes nothing.
 
     The controller's cron is in UTC: after a change of clocks in a schedule's time zone, apply again.
@@ -52,7 +70,7 @@ def apply(file: File = None, host: Host = None, namespace: Namespace = None) -> 
     from pipelines.schedules import apply as applied
     from pipelines.schedules import plan as planned
 
-    cluster, schedules = _open(file, host, namespace)
+    cluster, schedules = _open(file, host, namespace, account, unpinned)
     changes = planned(cluster, schedules)
     applied(cluster, changes)
     _print(changes)
@@ -76,9 +94,16 @@ def pause(name: Name, file: File = None, host: Host = None, namespace: Namespace
 
 
 @app.command(name="run-now")
-def run_now(name: Name, file: File = None, host: Host = None, namespace: Namespace = None) -> None:
+def run_now(
+    name: Name,
+    file: File = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    account: Account = ACCOUNT,
+    unpinned: Unpinned = False,
+) -> None:
     """Start one run of a schedule at once, unless as many of its runs as may be are in progress."""
     from pipelines.schedules import run_now as started
 
-    cluster, schedules = _open(file, host, namespace)
+    cluster, schedules = _open(file, host, namespace, account, unpinned)
     print(started(cluster, schedules.named(name)))

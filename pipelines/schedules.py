@@ -120,15 +120,20 @@ class Wanted:
     digest: str
 
     @classmethod
-    def of(cls, schedule: Schedule, moment: datetime) -> Wanted:
-        """What a schedule asks for at a moment: its compiled pipeline, parameters, and cron in UTC."""
+    def of(cls, schedule: Schedule, moment: datetime, account: str, unpinned: bool = False) -> Wanted:
+        """What a schedule asks for at a moment: its compiled pipeline, parameters, account, and cron in UTC.
+
+        Raises:
+            UserError: the image is not pinned by digest.
+        """
         settings = schedule.run_settings()
         cron = to_utc(schedule.cron, schedule.time_zone, moment)
-        with compiled(schedule.pipeline, settings) as package:
+        with compiled(schedule.pipeline, settings, unpinned) as package:
             text = package.read_text(encoding="utf-8")
         # As data: the compiler's comments name the parameters in whatever order.
         documents = list(yaml.safe_load_all(text))
         content = [documents, parameters(schedule.pipeline, settings), cron, schedule.catch_up, schedule.concurrency]
+        content.append(account)
         return cls(schedule, cron, text, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16])
 
     @property
@@ -177,7 +182,8 @@ def plan(cluster: Cluster, schedules: Schedules, moment: datetime | None = None)
         if name is not None:
             present.setdefault(name, []).append(recurring)
     now = moment or datetime.now(UTC)
-    changes = [_change(Wanted.of(one, now), present.pop(one.name, [])) for one in schedules.schedules]
+    wanted = [Wanted.of(one, now, cluster.account, cluster.unpinned) for one in schedules.schedules]
+    changes = [_change(one, present.pop(one.schedule.name, [])) for one in wanted]
     gone = (Change(name, "delete", "not in the file", None, None, tuple(found)) for name, found in present.items())
     return [*changes, *gone]
 
@@ -202,7 +208,7 @@ def _difference(wanted: Wanted, old: Any) -> str:
     cron = old.trigger.cron_schedule.cron if old.trigger and old.trigger.cron_schedule else "none"
     if cron != wanted.cron:
         return f"cron {cron} becomes {wanted.cron} UTC"
-    return "pipeline, parameters, catch-up or concurrency changed"
+    return "pipeline, parameters, account, catch-up or concurrency changed"
 
 
 def apply(cluster: Cluster, changes: list[Change]) -> None:
@@ -238,6 +244,7 @@ def _create(cluster: Cluster, wanted: Wanted) -> Any:
             params=parameters(schedule.pipeline, schedule.run_settings()),
             pipeline_package_path=str(package),
             enabled=False,
+            service_account=cluster.account,
         )
 
 

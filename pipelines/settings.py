@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.align.settings import AlignSettings
 from components.dataset.errors import UserError
+from components.dataset.window import ALL, FORMS, check_window
 from components.encode.settings import EncodeSettings
 from components.evaluate.settings import EvaluateSettings
 from components.finetune.settings import FinetuneSettings
@@ -41,6 +42,13 @@ Backbone = Literal[
 ]
 
 
+def _window(text: str) -> str:
+    try:
+        return check_window(text)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
 class RunSettings(BaseModel):
     """What one training run does; each field is a parameter of the pipeline."""
 
@@ -52,6 +60,12 @@ class RunSettings(BaseModel):
     seed: int = Field(default=1, ge=0, lt=2**31, description="Seed of initialisation, shuffling and sampling.")
     run_id: str = Field(default="", description="Name of the run in the registry; Kubeflow's own if empty.")
     shards: int = Field(default=1, ge=1, le=100, description="Parts in which the texts are encoded.")
+    window: Annotated[str, AfterValidator(_window)] = Field(
+        default=ALL, description=f"Which impressions it learns from: {FORMS}."
+    )
+    warm_start: bool = Field(
+        default=False, description="Begin with the champion's weights and grow its vocabulary; anew without a champion."
+    )
     model: BackboneConfig = BackboneConfig()
     # pydantic's own BaseModel.validate forbids the plain name.
     checks: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
@@ -75,6 +89,15 @@ class RunSettings(BaseModel):
                 f"method {content['method']} pre-trains a sequence encoder; write backbone {SRP4CTR}, or leave it out"
             )
         return content
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warm_start and self.method in PRETRAINED:
+            raise ValueError(
+                f"warm_start: method {self.method} pre-trains its encoder anew each time; write warm_start: false, "
+                "or method ctrl or collaborative"
+            )
+        return self
 
     @property
     def reads_texts(self) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from rich.table import Table
 from components.run import home
 from pipelines.certify import Certificate
 from pipelines.local import RunResult
+from pipelines.plan import Plan
 
 COLUMNS = {"auc": "AUC", "logloss": "log loss", "gauc": "GAUC"}
 SLICES = {"cold": "cold-start AUC", "warm": "warm AUC"}
@@ -85,6 +87,47 @@ def _mlflow() -> str:
         return server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
     store = '"$MLFLOW_TRACKING_URI"' if given else f"sqlite:///{home() / 'mlflow.db'}"
     return f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {store}"
+
+
+def show_plan(plan: Plan) -> None:
+    """Print what the next run would do."""
+    console = Console()
+    print_ = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    ends = (plan.window["start"] or "the beginning", plan.window["end"] or "now")
+    print_(f"{plan.dataset}: window {plan.window['asked']}, from {ends[0]} to {ends[1]}")
+    if plan.stops:
+        print_(f"The run would stop at once: {plan.stops}.")
+        return
+    parts = ", ".join(f"{name} {count:,}" for name, count in plan.rows.items() if name != "total")
+    print_(f"Rows    {plan.rows['total']:,} ({parts})")
+    if plan.texts:
+        bounds = ("", "", "") if plan.texts["exact"] else ("at most ", "at least ", "at most ")
+        words = (
+            f"{bound}{plan.texts[name]:,}" for bound, name in zip(bounds, ("total", "hits", "misses"), strict=True)
+        )
+        print_("Texts   {}: {} in the encoding cache, {} to encode".format(*words))
+    console.print(_costs(plan.estimate) if plan.estimate else "Time    unknown: no earlier run of this method")
+    champion = plan.champion
+    if champion is None:
+        print_("Champion  none yet: the gate's floors decide alone")
+    else:
+        figures = ", ".join(f"{COLUMNS[name]} {value:.4f}" for name, value in champion["metrics"].items())
+        print_(f"Champion  version {champion['version']} ({champion['arm']}, run {champion['run_id']}): {figures}")
+        print_("          to be scored again on this window's test rows; these figures are of its own")
+    print_(f"Start   {f'from version {plan.warm_start}' if plan.warm_start else 'anew'}")
+    print_(f"Kubeflow's cache would give: {', '.join(plan.cached_steps) or 'nothing; each step looks at what is new'}")
+
+
+def _costs(estimate: dict[str, Any]) -> Table:
+    table = Table(title=f"Estimated from {len(estimate['runs'])} earlier runs, the newest {estimate['runs'][0]}")
+    table.add_column("step")
+    for title in ("seconds", "GPU-seconds"):
+        table.add_column(title, justify="right")
+    for name, cost in estimate["steps"].items():
+        table.add_row(name, *(f"{cost[key]:,.1f}" for key in ("seconds", "gpu_seconds")))
+    table.add_section()
+    table.add_row("in minutes", f"{estimate['minutes']:,.1f}", f"{estimate['gpu_minutes']:,.1f}")
+    return table
 
 
 def show_certificate(certificate: Certificate, path: Path) -> None:

@@ -1,14 +1,20 @@
 """The training pipeline: what runs, in what order. The same pipeline runs on a laptop and on Kubeflow."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.dataset.errors import UserError
+from components.training.settings import ProcessSettings
 from pipelines import steps
-from pipelines.policy import on_cpu, on_gpu
+from pipelines.policy import on_cpu, on_gpu, on_nodes
 from pipelines.settings import COLLABORATIVE, PRETRAINED, SRP4CTR, RunSettings
+
+#: Says of a task what it runs on.
+Placed = Callable[[dsl.PipelineTask], dsl.PipelineTask]
 
 
 class Result(NamedTuple):
@@ -21,6 +27,15 @@ class Result(NamedTuple):
     report: dsl.HTML
     gate_card: dsl.Markdown
     data_docs: dsl.HTML
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the trainings share: the retrieve step's outputs, and the model's architecture."""
+
+    training_set: Any
+    champion: Any
+    architecture: Mapping[str, Any]
 
 
 def training_pipeline(settings: RunSettings) -> BaseComponent:
@@ -43,6 +58,8 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         backbone: str = default["backbone"],
         seed: int = default["seed"],
         shards: int = default["shards"],
+        window: str = default["window"],
+        warm_start: bool = default["warm_start"],
         model: dict = default["model"],
         validate: dict = default["validate"],
         prompt: dict = default["prompt"],
@@ -53,71 +70,87 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         evaluate: dict = default["evaluate"],
         gate: dict = default["gate"],
     ) -> Result:
+        validated = on_cpu(steps.validate(dataset=dataset, settings=validate)).outputs
+        tables = validated["validated"]
+        retrieved = steps.retrieve(dataset=dataset, validated=tables, window=window, warm_start=warm_start)
+        found = on_cpu(retrieved, memory="16Gi").outputs
         architecture = {"backbone": backbone, "model": model, "seed": seed}
+        rows = _Rows(found["training_set"], found["champion"], architecture)
 
-        validated = on_cpu(steps.validate(dataset=dataset, settings=validate))
-        tables = validated.outputs["validated"]
-        rows = on_cpu(steps.retrieve(dataset=dataset, validated=tables), memory="16Gi").outputs["training_set"]
-
-        baseline = steps.finetune(training_set=rows, arm=COLLABORATIVE, settings=finetune, **architecture)
-        arms = {"collaborative": on_gpu(baseline).set_display_name("finetune-collaborative").outputs["trained"]}
         learnt: dict[str, Any] = {}
         begin: dict[str, Any] = {}
-        start: dict[str, Any] = {}
-
         if method in PRETRAINED:
-            pretrained = on_gpu(steps.pretrain(training_set=rows, settings=pretrain, **architecture))
-            begin = {"pretrained": pretrained.outputs["checkpoint"]}
-            start = {"checkpoint": pretrained.outputs["checkpoint"]}
+            begin = _pretrained(rows, pretrain)
         if method not in {COLLABORATIVE, SRP4CTR}:
-            prompts = on_cpu(steps.prompt_transform(training_set=rows, settings=prompt, shards=shards))
-            texts = prompts.outputs["prompts"]
-            with dsl.ParallelFor(prompts.outputs["Output"], name="shards", parallelism=100) as shard:
-                encoded = on_gpu(steps.encode(prompts=texts, settings=encode, shard=shard, shards=shards))
-            # One for each consumer: the compiler changes the object that it is handed.
-            shared, own = (dsl.Collected(encoded.outputs["embeddings"]) for _ in range(2))
-            aligned = on_gpu(
-                steps.align(
-                    training_set=rows, prompts=texts, embeddings=shared, settings=align, **begin, **architecture
-                )
-            )
-            learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
-            start = {**learnt, "embeddings": own}
+            on_align = _machines(settings.align)
+            learnt, begin = _aligned(rows, begin, shards, on_align, prompt=prompt, encode=encode, align=align)
+        arms = _trained(rows, method, _machines(settings.finetune), finetune, begin)
 
-        if method != COLLABORATIVE:
-            candidate = steps.finetune(training_set=rows, arm=method, settings=finetune, **start, **architecture)
-            arms["aligned"] = on_gpu(candidate).set_display_name(f"finetune-{method}").outputs["trained"]
+        evaluating = steps.evaluate(
+            dataset=dataset, training_set=rows.training_set, arm=method, settings=evaluate, **arms
+        )
+        evaluated = on_cpu(evaluating, memory="16Gi").outputs["evaluation"]
+        registering = steps.register(
+            dataset=dataset,
+            run_id=run_id,
+            method=method,
+            settings=gate,
+            validated=tables,
+            data_docs=validated["data_docs"],
+            training_set=rows.training_set,
+            evaluation=evaluated,
+            backbone=backbone,
+            seed=seed,
+            **arms,
+            **learnt,
+        )
+        registered = on_cpu(registering).outputs
+        verdict = registered["verdict"]
+        on_cpu(steps.deploy(dataset=dataset, validated=tables, bundle=registered["bundle"], verdict=verdict))
 
-        evaluated = on_cpu(
-            steps.evaluate(dataset=dataset, training_set=rows, arm=method, settings=evaluate, **arms), memory="16Gi"
-        )
-        registered = on_cpu(
-            steps.register(
-                dataset=dataset,
-                run_id=run_id,
-                method=method,
-                backbone=backbone,
-                seed=seed,
-                settings=gate,
-                validated=tables,
-                data_docs=validated.outputs["data_docs"],
-                training_set=rows,
-                evaluation=evaluated.outputs["evaluation"],
-                **arms,
-                **learnt,
-            )
-        )
-        bundle, verdict = registered.outputs["bundle"], registered.outputs["verdict"]
-        on_cpu(steps.deploy(dataset=dataset, validated=tables, bundle=bundle, verdict=verdict))
-
-        return Result(
-            verdict=verdict,
-            reasons=registered.outputs["reasons"],
-            model_version=registered.outputs["model_version"],
-            evaluation=evaluated.outputs["evaluation"],
-            report=registered.outputs["report"],
-            gate_card=registered.outputs["gate_card"],
-            data_docs=validated.outputs["data_docs"],
-        )
+        said = {name: registered[name] for name in ("reasons", "model_version", "report", "gate_card")}
+        return Result(verdict=verdict, evaluation=evaluated, data_docs=validated["data_docs"], **said)
 
     return pipeline
+
+
+def _machines(settings: ProcessSettings) -> Placed:
+    """What a training runs on: one GPU node, or a TrainJob's machines beside the task."""
+    return on_nodes if settings.nodes > 1 else on_gpu
+
+
+def _pretrained(rows: _Rows, settings: Any) -> dict[str, Any]:
+    """Pre-train the sequence encoder; what the candidate's training begins with."""
+    task = on_gpu(steps.pretrain(training_set=rows.training_set, settings=settings, **rows.architecture))
+    return {"checkpoint": task.outputs["checkpoint"]}
+
+
+def _aligned(
+    rows: _Rows, begin: Mapping[str, Any], shards: Any, on_align: Placed, prompt: Any, encode: Any, align: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Say the rows in words, encode them shard by shard, and align; what is registered, and what training begins with.
+
+    The PLM is met here, and left here.
+    """
+    prompts = on_cpu(steps.prompt_transform(training_set=rows.training_set, settings=prompt, shards=shards))
+    texts = prompts.outputs["prompts"]
+    with dsl.ParallelFor(prompts.outputs["Output"], name="shards", parallelism=100) as shard:
+        encoded = on_gpu(steps.encode(prompts=texts, settings=encode, shard=shard, shards=shards))
+    # One for each consumer: the compiler changes the object that it is handed.
+    shared, own = (dsl.Collected(encoded.outputs["embeddings"]) for _ in range(2))
+    common = {"training_set": rows.training_set, "champion": rows.champion, "prompts": texts}
+    pretrained = {"pretrained": begin["checkpoint"]} if begin else {}
+    aligned = on_align(steps.align(embeddings=shared, settings=align, **common, **pretrained, **rows.architecture))
+    learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
+    return learnt, {**learnt, "embeddings": own}
+
+
+def _trained(rows: _Rows, method: str, on_training: Placed, settings: Any, begin: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the arm that has met no PLM, and beside it the candidate where that is another one; the arms' models."""
+    common = {"training_set": rows.training_set, "settings": settings, **rows.architecture}
+    baseline = on_training(steps.finetune(arm=COLLABORATIVE, champion=rows.champion, **common))
+    arms = {"collaborative": baseline.set_display_name("finetune-collaborative").outputs["trained"]}
+    if method != COLLABORATIVE:
+        candidate = on_training(steps.finetune(arm=method, **begin, **common))
+        arms["aligned"] = candidate.set_display_name(f"finetune-{method}").outputs["trained"]
+    return arms

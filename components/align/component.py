@@ -16,6 +16,7 @@ def align(
     model: dict,
     settings: dict,
     seed: int,
+    champion: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
     pretrained: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045  (kfp knows this spelling only)
 ) -> None:
@@ -29,6 +30,7 @@ def align(
         model: Values of BackboneConfig.
         settings: Values of AlignSettings.
         seed: Seed of initialisation and shuffling.
+        champion: The retrieve step's checkpoints of the champion, for a warm start.
         checkpoint: The aligned collaborative model and its alignment health report.
         pretrained: The pre-trained model to start from; or none.
     """
@@ -44,5 +46,5 @@ def align(
         from components.align.step import align
         from components.models.config import BackboneConfig
 
-        arguments = backbone, BackboneConfig(**model), AlignSettings(**settings), int(seed), begin
+        arguments = backbone, BackboneConfig(**model), AlignSettings(**settings), int(seed), begin, Path(champion.path)
         align(rows, texts, shards, output, *arguments)

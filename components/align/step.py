@@ -28,12 +28,13 @@ from components.training.contrast import Contrast
 from components.training.device import pick_device
 from components.training.group import Group
 from components.training.item_texts import give_texts, with_liked
-from components.training.launch import processes_to_start, train_together
+from components.training.launch import train_elsewhere
 from components.training.loop import TrainingError
 from components.training.optimizer import LazyAdam
 from components.training.progress import Progress, inputs_digest, load_optimizer, optimizer_state
 from components.training.seeds import seed_everything
 from components.training.texts import TextRows, Texts, read_texts
+from components.training.warm import CANDIDATE, begin_with, champion_checkpoint
 
 log = logging.getLogger("tandem.align")
 PARTS = ("train", "valid")
@@ -215,8 +216,9 @@ def align(
     settings: AlignSettings,
     seed: int,
     pretrained: Path | None = None,
+    champion: Path | None = None,
 ) -> dict[str, Any]:
-    """Align and write the collaborative model's checkpoint with health.json and curve.json.
+    """Align a fresh model, or the champion's for a warm start, and write its checkpoint, health.json and curve.json.
 
     Neither the projections nor anything of the PLM goes into the model. Beside it lie the projections, for a stage 2
     that keeps the alignment on, or what was trained of the PLM. It begins with what was pre-trained, if anything.
@@ -226,13 +228,13 @@ def align(
         what encoding cost.
 
     Raises:
-        UserError: the embeddings do not belong to the prompts, or are no numbers, or another model was pre-trained.
+        UserError: the embeddings do not belong to the prompts, or are no numbers, another model was pre-trained, or the
+            champion is no model to begin with.
     """
-    processes = processes_to_start(settings)
-    if processes > 1:
-        given = {"training_set": training_set, "prompts": prompts, "embeddings": embeddings, "output": output}
-        given |= {"backbone": backbone, "model": model, "settings": settings, "seed": seed, "pretrained": pretrained}
-        train_together(align, processes, threads=1, **given)
+    given = {"training_set": training_set, "prompts": prompts, "embeddings": embeddings, "output": output}
+    given |= {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
+    given |= {"pretrained": pretrained, "champion": champion}
+    if train_elsewhere(align, threads=1, **given):
         found: dict[str, Any] = read_json(output / "health.json")
         return found
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
@@ -244,12 +246,14 @@ def align(
     if settings.liked_texts:
         frozen = with_liked(frozen, data.layout, arrays)
     texts = _texts(frozen, prompts, encoded, settings)
+    warm = None if pretrained is not None else champion_checkpoint(champion, CANDIDATE)
     if pretrained is not None:
         continue_from(network, pretrained)
+    began_with = begin_with(network, warm) if warm else None
     work = Alignment(network, texts, arrays, settings, seed)
     before = work.health()
     decides: dict[str, Any] = {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
-    inputs = inputs_digest(training_set, prompts, embeddings, pretrained)
+    inputs = inputs_digest(training_set, prompts, embeddings, pretrained or warm)
     progress = Progress("align", {**decides, "inputs": inputs}, settings.checkpoint_minutes, work.group)
     work.go_on(progress)
     curve = work.train(progress)
@@ -272,7 +276,7 @@ def align(
     # Projections of a PLM that was trained do not fit the frozen embeddings, on which a stage 2 would keep it up.
     beside = texts.save if isinstance(texts, LiveTexts) else work.contrast.save
     named = {name: encoded.meta.get(name) for name in ("plm", "plm_revision", "plm_digest")}
-    meta = {"seed": seed, "settings": settings.model_dump(mode="json"), **named}
+    meta = {"seed": seed, "settings": settings.model_dump(mode="json"), "champion": began_with, **named}
     if work.group.first:
         files = {"health.json": health, "curve.json": {"history": curve}}
         save_model(output, work.model, meta, files, beside)

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -101,6 +102,53 @@ def batches_of(source: Source) -> Iterator[pa.Table]:
         yield from batches(source)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{source.path}: {_explain(str(error))}") from None
+
+
+def batches_between(
+    source: Source, columns: Sequence[str], moment: str | None, start: datetime | None, end: datetime | None
+) -> Iterator[pa.Table]:
+    """Some columns of a source in bounded memory; of Parquet only what its statistics let lie in [start, end).
+
+    Rows outside may be among them: a text file has no statistics, nor has a moment that is a number or words.
+
+    Args:
+        source: The source.
+        columns: Which columns.
+        moment: The column that `start` and `end` are about.
+        start: The first moment; None is open.
+        end: The first moment behind; None is open.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    if format_of(source) != "parquet":
+        for table in batches_of(source):
+            absent = [name for name in columns if name not in table.column_names]
+            for name in absent:
+                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+            yield pa.table({name: _without_point_zero(table[name]) for name in columns})
+        return
+    dataset = _dataset(source)
+    limits = None
+    if (
+        moment is not None
+        and moment in dataset.schema.names
+        and pa.types.is_timestamp(dataset.schema.field(moment).type)
+    ):
+        limits = _limits(moment, dataset.schema.field(moment).type, start, end)
+    for batch in dataset.to_batches(columns=_tops(dataset, columns), filter=limits, batch_size=ROWS):
+        yield _flattened(pa.table(batch)).select(columns)
+
+
+def _limits(moment: str, kind: Any, start: datetime | None, end: datetime | None) -> Any:
+    """The filter of a dataset for moments in [start, end); time stamps without a zone are in UTC."""
+    found = None
+    for bound, compare in ((start, pc.greater_equal), (end, pc.less)):
+        if bound is not None:
+            told = pa.scalar(bound if kind.tz else bound.replace(tzinfo=None), pa.timestamp("us", kind.tz))
+            condition = compare(pc.field(moment), told.cast(kind))
+            found = condition if found is None else found & condition
+    return found
 
 
 def head_of(source: Source, size: int = 2**16) -> str:
@@ -318,5 +366,10 @@ def _dataset(source: Source) -> Any:
 
 def _read_parquet(source: Source, columns: list[str]) -> pa.Table:
     dataset = _dataset(source)
-    tops = {top: None for name in columns for top in dataset.schema.names if name == top or name.startswith(f"{top}.")}
-    return _flattened(dataset.to_table(columns=list(tops))).select(columns)
+    return _flattened(dataset.to_table(columns=_tops(dataset, columns))).select(columns)
+
+
+def _tops(dataset: Any, columns: Sequence[str]) -> list[str]:
+    """The columns of the file that hold these, which may be parts of records."""
+    names = dataset.schema.names
+    return list({top: None for name in columns for top in names if name == top or name.startswith(f"{top}.")})

@@ -47,6 +47,17 @@ def labels(column: Column, spec: LabelSpec, decimal: str = ".") -> Any:
     return pc.if_else(positive, pa.scalar(1, pa.int8()), pc.if_else(negative, pa.scalar(0, pa.int8()), nothing))
 
 
+def kept(column: Column, spec: LabelSpec, decimal: str = ".") -> Any:
+    """Which rows [n] the rules keep: those of which one of them holds.
+
+    Raises:
+        ColumnError: a rule does not fit the values.
+    """
+    return pc.or_(
+        _holds(column, spec.positive, "positive", decimal), _holds(column, spec.negative, "negative", decimal)
+    )
+
+
 def _holds(column: Column, rule: str, name: str, decimal: str) -> Any:
     operator, operand = parse_rule(rule)
     if isinstance(operand, str):

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from components.dataset import spec as names
 from components.dataset.columns import MOMENT, Column, ColumnError, dates, lists, moments, numbers, texts
 from components.dataset.errors import UserError
-from components.dataset.files import columns_of, read_source, say_absent
-from components.dataset.labels import labels
+from components.dataset.files import batches_between, columns_of, read_source, say_absent
+from components.dataset.labels import kept, labels
 from components.dataset.spec import DatasetSpec, FieldSpec, Kind, Source
+from components.dataset.window import Window
 from components.run import aside, read_json, write_json
 
 __all__ = ["Tables", "check_sources", "read_source", "validated_tables"]
@@ -129,6 +130,48 @@ def validated_tables(spec: DatasetSpec) -> Tables:
     impressions = tables["impressions"]
     summary = {"rows_read": rows, "dropped_by_label_rule": rows - impressions.num_rows, **_counts(impressions)}
     return Tables(impressions, tables.get("users"), tables.get("items"), summary | shares["user"] | shares["item"])
+
+
+def entity_tables(spec: DatasetSpec) -> dict[str, pa.Table]:
+    """The users and items alone, by the name of their table, as `validated_tables` has them.
+
+    Raises:
+        UserError: with a line for each thing that is wrong.
+    """
+    problems = _Problems()
+    plans = {name: plan for name, plan in _all_plans(spec).items() if name != "impressions"}
+    tables = {name: pa.table(_read(source, of_source, problems)) for name, (source, of_source) in plans.items()}
+    for side in KEYS:
+        tables |= _entity_table(spec, side, tables, problems)
+    problems.stop()
+    return tables
+
+
+def window_rows(spec: DatasetSpec, window: Window) -> pa.Table:
+    """The impressions of a window that the label rule keeps: user_id, item_id and, where there is one, event_timestamp.
+
+    Read without the whole log: the columns that are needed, and of Parquet only the row groups whose statistics let
+    rows of the window lie in them.
+
+    Raises:
+        UserError: the log cannot be read as the spec says.
+    """
+    source, keys = spec.sources.impressions, spec.keys
+    plans = {names.USER_KEY: _Plan(keys.user, texts), names.ITEM_KEY: _Plan(keys.item, texts)}
+    if keys.timestamp is not None:
+        plans[names.EVENT_TIMESTAMP] = _time_plans(spec, keys.timestamp, source)[names.EVENT_TIMESTAMP]
+    wanted = list(dict.fromkeys([*(plan.column for plan in plans.values()), spec.label.column]))
+    found = [pa.table({name: pa.array([], MOMENT if name == names.EVENT_TIMESTAMP else pa.string()) for name in plans})]
+    for batch in batches_between(source, wanted, keys.timestamp, window.start, window.end):
+        try:
+            rows = pa.table({name: plan.convert(batch[plan.column]) for name, plan in plans.items()})
+            inside = kept(batch[spec.label.column], spec.label, source.decimal)
+        except ColumnError as error:
+            raise UserError(f"{source.path}: a column that names a key, the moment or the label {error}") from None
+        if keys.timestamp is not None:
+            inside = pc.and_(inside, window.holds(rows[names.EVENT_TIMESTAMP]))
+        found.append(rows.filter(inside))
+    return pa.concat_tables(found)
 
 
 def _all_plans(spec: DatasetSpec) -> dict[str, tuple[Source, dict[str, _Plan]]]:

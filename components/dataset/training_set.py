@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
-from components.dataset.spec import ITEM_KEY, LABEL, USER_KEY, DatasetSpec, read_spec
+from components.dataset.spec import ITEM_KEY, LABEL, USER_KEY, DatasetSpec, Kind, read_spec
 from components.dataset.splits import PARTS
 from components.dataset.vocabulary import Vocabulary
 from components.run import aside, read_json, write_json
@@ -29,7 +30,7 @@ class SplitArrays:
 
     ids: int32 [n, layout.width], labels: float32 [n]; user_codes and item_codes: int64 [n], each user and item
     numbered over all parts; user_counts and item_counts: int32 [n], impressions of that user or item in the train
-    part, so that a new user is one whose count is 0.
+    part, at least 1 where the vocabulary knows it from a model that training began with: a new one's count is 0.
     """
 
     ids: npt.NDArray[np.int32]
@@ -44,11 +45,24 @@ class SplitArrays:
 Part = Any
 
 
-def write_training_set(path: Path, spec: DatasetSpec, parts: Mapping[str, Part], meta: Mapping[str, Any]) -> None:
+def write_training_set(
+    path: Path,
+    spec: DatasetSpec,
+    parts: Mapping[str, Part],
+    meta: Mapping[str, Any],
+    known: Vocabulary | None = None,
+) -> None:
     """Write the parts with the vocabulary of their train part; rows and digests are added to `meta`.
 
+    Args:
+        path: The folder; takes the place of an older one.
+        spec: The data set.
+        parts: The rows of train, valid and test.
+        meta: What is to be known of their making.
+        known: The vocabulary of the model that training begins with, which is kept and grown; or none.
+
     Raises:
-        UserError: a part is missing or holds no row.
+        UserError: a part is missing or holds no row, or the known vocabulary is of other fields.
     """
     with aside(path) as draft:
         draft.mkdir()
@@ -57,6 +71,8 @@ def write_training_set(path: Path, spec: DatasetSpec, parts: Mapping[str, Part],
         if empty:
             raise UserError(f"no rows in the part {' and '.join(empty)}; change 'split' of the spec or give more data")
         vocabulary = Vocabulary.fit(spec, _Columns(draft / "train.parquet"))
+        if known is not None:
+            vocabulary = vocabulary.grown_from(known)
         digests = {"spec_digest": spec.digest, "vocabulary_digest": vocabulary.digest}
         (draft / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
         vocabulary.save(draft / "vocabulary.json")
@@ -139,7 +155,11 @@ class TrainingSet:
     @cached_property
     def _numbered(self) -> dict[str, _Numbered]:
         parts = {name: self.table(name, [USER_KEY, ITEM_KEY]) for name in PARTS}
-        return {key: _number({name: table[key] for name, table in parts.items()}) for key in (USER_KEY, ITEM_KEY)}
+        known = {field.column: field.values for field in self.vocabulary.fields if field.kind is Kind.ID}
+        return {
+            key: _number({name: table[key] for name, table in parts.items()}, known.get(key, ()))
+            for key in (USER_KEY, ITEM_KEY)
+        }
 
 
 @dataclass(frozen=True)
@@ -150,7 +170,7 @@ class _Numbered:
     counts: npt.NDArray[np.int32]
 
 
-def _number(keys: Mapping[str, Any]) -> _Numbered:
+def _number(keys: Mapping[str, Any], known: Sequence[str]) -> _Numbered:
     columns = [column.cast(pa.string()) for column in keys.values()]
     together = pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=pa.string())
     encoded = together.dictionary_encode().combine_chunks()
@@ -158,4 +178,6 @@ def _number(keys: Mapping[str, Any]) -> _Numbered:
     ends = np.cumsum([len(column) for column in columns])[:-1]
     by_part = dict(zip(keys, np.split(codes, ends), strict=True))
     counts = np.bincount(by_part["train"], minlength=len(encoded.dictionary))
+    there = pc.is_in(encoded.dictionary, value_set=pa.array(known, pa.string())).to_numpy(zero_copy_only=False)
+    counts = np.maximum(counts, there)
     return _Numbered(by_part, counts.astype(np.int32))

@@ -71,6 +71,11 @@ class FieldVocabulary:
         known: dict[str | None, int] = {value: code for code, value in enumerate(self.values, FIRST_VALUE)}
         return {**known, None: MISSING, "": MISSING}
 
+    def grown_from(self, old: Self) -> Self:
+        """An older vocabulary of the field with the values that only this one knows behind its own."""
+        known = set(old.values)
+        return replace(old, values=(*old.values, *(value for value in self.values if value not in known)))
+
     def encode(self, values: Column) -> Codes:
         """Local codes of shape [n]; of a multi field [n, max_values], empty slots -1.
 
@@ -213,6 +218,34 @@ class Vocabulary:
             raise ValueError(f"field '{name}' has these values already, or they are given twice: {known[:5]}")
         larger = replace(field, values=(*field.values, *values))
         return replace(self, fields=tuple(larger if one is field else one for one in self.fields))
+
+    def grown_from(self, old: Self) -> Self:
+        """An older vocabulary with what is new in this one: known values keep their codes, numbers their bins.
+
+        Raises:
+            UserError: the two are of other fields.
+        """
+        if not self._alike(old):
+            raise UserError(
+                "the champion's model has other fields than this DatasetSpec; write warm_start: false for one run"
+            )
+        fields, behaviour = (
+            tuple(mine.grown_from(theirs) for mine, theirs in zip(new, before, strict=True))
+            for new, before in ((self.fields, old.fields), (self.behaviour, old.behaviour))
+        )
+        return type(self)(fields, self.history, behaviour)
+
+    def _alike(self, other: Self) -> bool:
+        """Whether both are of the same fields and events, whatever values they know."""
+        mine, theirs = (
+            (
+                [(field.name, field.side, field.kind, field.column, field.max_values) for field in one.fields],
+                [(field.name, field.side, field.kind, field.column, field.max_values) for field in one.behaviour],
+                one.history,
+            )
+            for one in (self, other)
+        )
+        return mine == theirs
 
     @property
     def columns(self) -> tuple[str, ...]:

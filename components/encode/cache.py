@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +64,39 @@ class EncodingCache:
         Raises:
             UserError: the store cannot be reached, or a package for its protocol is missing.
         """
+        cache = cls.at(url, about)
+        card = f"{cache.folder}/about.json"
+        with _store_errors(url):
+            if not cache.fs.exists(card):
+                cache._put(card, json.dumps(dict(about), indent=2).encode())
+        return cache
+
+    @classmethod
+    def at(cls, url: str, about: Mapping[str, Any]) -> Self:
+        """The store for the PLM and settings that `about` tells, whether it is there or not; nothing is written.
+
+        Raises:
+            UserError: a package for its protocol is missing.
+        """
         import fsspec
 
         try:
             fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(f"encode.cache: '{url}' cannot be opened: {error}") from None
-        cache = cls(url, fs, f"{root.rstrip('/')}/{cache_key(about)}")
-        card = f"{cache.folder}/about.json"
-        with _store_errors(url):
-            if not fs.exists(card):
-                cache._put(card, json.dumps(dict(about), indent=2).encode())
-        return cache
+        return cls(url, fs, f"{root.rstrip('/')}/{cache_key(about)}")
+
+    def known(self, hashes: Collection[bytes]) -> set[bytes]:
+        """Those of some texts that the store has; their vectors are not read."""
+        with _store_errors(self.url):
+            if not self.fs.exists(self.folder):
+                return set()
+        wanted, found = set(hashes), set()
+        blocks = self._blocks()
+        for start in range(0, len(blocks), AT_ONCE):
+            for content in self._hash_lists(blocks[start : start + AT_ONCE]):
+                found |= wanted & {content[i : i + HASH_BYTES] for i in range(0, len(content), HASH_BYTES)}
+        return found
 
     def find(self, wanted: Container[bytes]) -> Iterator[Found]:
         """Encodings of the wanted texts, block by block; torn blocks are dropped on the way.

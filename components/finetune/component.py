@@ -19,6 +19,7 @@ def finetune(
     checkpoint: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045  (kfp knows this spelling only)
     prompts: Optional[dsl.Input[dsl.Dataset]] = None,  # noqa: UP045
     embeddings: Optional[dsl.Input[list[dsl.Artifact]]] = None,  # noqa: UP045
+    champion: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
 ) -> None:
     """Train the collaborative model on clicks, from an aligned checkpoint or from scratch.
 
@@ -33,13 +34,14 @@ def finetune(
         checkpoint: The aligned model to start from; none for the collaborative-only arm.
         prompts: The prompt_transform step's folder, for mapped rows and alignment beside the clicks; or none.
         embeddings: The encode step's folders; or none.
+        champion: The retrieve step's checkpoints of the champion, for a warm start without an aligned model; or none.
     """
     from pathlib import Path
 
     from components.run import step
 
     rows, output = Path(training_set.path), Path(trained.path)
-    start, said = (Path(given.path) if given else None for given in (checkpoint, prompts))
+    start, said, best = (Path(given.path) if given else None for given in (checkpoint, prompts, champion))
     shards = [Path(part.path) for part in embeddings or []]
     with step(f"finetune-{arm}", output, [path for path in (rows, start, said, *shards) if path]):
         from components.finetune.settings import FinetuneSettings
@@ -47,4 +49,4 @@ def finetune(
         from components.models.config import BackboneConfig
 
         arguments = arm, backbone, BackboneConfig(**model), FinetuneSettings(**settings), int(seed), start
-        finetune(rows, output, *arguments, said, shards)
+        finetune(rows, output, *arguments, said, shards, best)

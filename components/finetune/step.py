@@ -22,13 +22,14 @@ from components.training.device import pick_device
 from components.training.group import Group
 from components.training.growth import settle
 from components.training.item_texts import give_texts, with_liked
-from components.training.launch import processes_to_start, train_together
+from components.training.launch import train_elsewhere
 from components.training.learner import Learner
 from components.training.loop import fit
 from components.training.newcomers import Hiding, RowMaps
 from components.training.progress import inputs_digest
 from components.training.seeds import seed_everything
 from components.training.texts import TextRows, read_texts
+from components.training.warm import begin_with, champion_checkpoint
 
 log = logging.getLogger("tandem.finetune")
 
@@ -44,9 +45,11 @@ def finetune(
     checkpoint: Path | None,
     prompts: Path | None = None,
     embeddings: list[Path] | None = None,
+    champion: Path | None = None,
 ) -> dict[str, Any]:
     """Train one arm and write its checkpoint and curve.json, and the maps of new ids' rows where it has learnt them.
 
+    Without a checkpoint it begins with the champion's weights where the retrieve step has fetched them, else anew.
     Every arm of a run is given the same seed, so that all see the same batches in the same order. Prompts and
     embeddings are read where the settings ask for mapped rows, for text rows or for alignment beside the clicks. An
     arm that is given none is the one that has never met the PLM, and does without all three.
@@ -56,14 +59,12 @@ def finetune(
 
     Raises:
         UserError: the checkpoint was made for another training set or backbone, or rows are to be mapped for a
-            backbone that reads the history.
+            backbone that reads the history, or the champion is no model to begin with.
     """
-    processes = processes_to_start(settings)
-    if processes > 1:
-        given = {"training_set": training_set, "output": output, "arm": arm, "backbone": backbone, "model": model}
-        given |= {"settings": settings, "seed": seed, "checkpoint": checkpoint}
-        given |= {"prompts": prompts, "embeddings": embeddings}
-        train_together(finetune, processes, settings.threads or 1, **given)
+    given = {"training_set": training_set, "output": output, "arm": arm, "backbone": backbone, "model": model}
+    given |= {"settings": settings, "seed": seed, "checkpoint": checkpoint}
+    given |= {"prompts": prompts, "embeddings": embeddings, "champion": champion}
+    if train_elsewhere(finetune, settings.threads or 1, **given):
         found: dict[str, Any] = read_json(output / "curve.json")
         return found
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
@@ -75,18 +76,21 @@ def finetune(
     train = data.arrays("train")
     if texts is not None:
         give_texts(network, texts, train)
+    warm = champion_checkpoint(champion, arm) if checkpoint is None else None
     if checkpoint is not None:
         continue_from(network, checkpoint)
         if settings.frozen:
             _freeze(network)
+    began_with = begin_with(network, warm) if warm else None
     learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
-    inputs = inputs_digest(training_set, prompts, embeddings or [], checkpoint)
+    inputs = inputs_digest(training_set, prompts, embeddings or [], checkpoint or warm)
     decides = {"arm": arm, "backbone": backbone, "model": model, "inputs": inputs}
     result = fit(learner, train, data.arrays("valid"), settings, seed, decides)
     log.info("%s: epoch %d of %d kept", arm, result.best_epoch, len(result.history))
     new = settle(network, learner.maps, texts, train) if learner.maps is not None and texts is not None else None
     curve = {"arm": arm, **result.to_json()}
     meta = {"arm": arm, "seed": seed, "settings": settings.model_dump(mode="json"), "best_epoch": result.best_epoch}
+    meta |= {"champion": began_with}
     if Group.join().first:
         save_model(output, network, meta, {"curve.json": curve}, beside=new.save if new else None)
     return curve

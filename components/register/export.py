@@ -279,6 +279,7 @@ def _lineage(
         "pipeline_run": run.pipeline_run,
         "dataset": data.spec.name,
         "dataset_digest": said("dataset_digest"),
+        "window": said("window"),
         "spec_digest": data.spec.digest,
         "vocabulary_digest": data.vocabulary.digest,
         "feature_service": said("feature_service"),

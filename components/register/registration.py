@@ -16,8 +16,10 @@ from components.register.settings import GateSettings, RunInfo
 from components.registry import aliases, tracking
 from components.registry.client import BUNDLE, VERDICT_TAG, Registered, find_version, model_name, register_version
 from components.registry.connection import connect
+from components.registry.continuation import CHECKPOINTS, window_tags
 from components.registry.validations import VALIDATION
 from components.run import StepRecord
+from components.training.checkpoints import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -36,6 +38,24 @@ EVALUATION_FILES = ("metrics.json", "curves.json", "lift.json", "degradation.jso
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a later run begins with, should this one's candidate become champion: checkpoints by arm, and vocabulary.
+
+    It lies beside the bundle, since what is served holds nothing that is not needed to serve.
+    """
+
+    vocabulary: Path
+    checkpoints: Mapping[str, Path]
+
+    def log(self, client: MlflowClient, run_id: str) -> None:
+        """Log them among a run's artefacts."""
+        client.log_artifact(run_id, str(self.vocabulary), CHECKPOINTS)
+        for arm, checkpoint in self.checkpoints.items():
+            for name in (WEIGHTS, CONFIG):
+                client.log_artifact(run_id, str(checkpoint / name), f"{CHECKPOINTS}/{arm}")
+
+
+@dataclass(frozen=True)
 class Registration:
     """A candidate on its way into the registry."""
 
@@ -48,7 +68,7 @@ class Registration:
 
     @classmethod
     def begin(
-        cls, dataset: str, run: RunInfo, judgement: Judgement, bundle: Path, lineage: Mapping[str, Any]
+        cls, dataset: str, run: RunInfo, judgement: Judgement, bundle: Path, kept: Kept, lineage: Mapping[str, Any]
     ) -> Registration:
         """Open the run, and register the bundle as a version unless the candidate is rejected. No alias moves.
 
@@ -57,12 +77,14 @@ class Registration:
         client, name = connect(), model_name(dataset)
         tags = {tracking.DATASET_TAG: dataset, "tandem.arm": run.method, "tandem.backbone": run.backbone}
         tags |= {"tandem.pipeline_run": run.pipeline_run} if run.pipeline_run else {}
+        tags |= window_tags(lineage)
         parent = tracking.parent_run(client, name, run.run_id, tags)
         if judgement.verdict is Verdict.REJECTED:
             return cls(client, name, run, parent, None)
         version = find_version(client, name, run.run_id)
         if version is None:
             client.log_artifacts(parent.info.run_id, str(bundle), BUNDLE)
+            kept.log(client, parent.info.run_id)
             found = {f"tandem.{key}": str(lineage[key]) for key in SEARCHED if lineage.get(key)}
             said = {**tags, **found, VERDICT_TAG: PENDING}
             version = register_version(client, name, run.run_id, parent.info.run_id, said, "")
@@ -84,8 +106,8 @@ class Registration:
         """Log the run's parameters, figures and steps, and the validation that the next run is held against."""
         given = self.run.model_dump(exclude={"pipeline_run"})
         params = {**given, "gate": settings.model_dump(), "lineage": lineage, **findings.settings}
-        encoded = {"encode": (findings.health or {}).get("cache") or {}}
-        tracking.log_figures(self.client, self.parent, params, {**_figures(findings.metrics), **encoded})
+        spent = {"encode": (findings.health or {}).get("cache") or {}, "rows": findings.meta["rows"]}
+        tracking.log_figures(self.client, self.parent, params, {**_figures(findings.metrics), **spent})
         tracking.log_steps(self.client, self.parent, _steps(findings))
         if findings.validation is not None:
             self.client.log_dict(self.parent.info.run_id, dict(findings.validation), VALIDATION)

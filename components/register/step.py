@@ -16,10 +16,11 @@ from components.register.card import gate_card as card_text
 from components.register.export import Source, write_bundle
 from components.register.gate import Judgement, Verdict, judge
 from components.register.proof import UsedPlm
-from components.register.registration import Registration
+from components.register.registration import Kept, Registration
 from components.register.report import Findings, Outcome, render
 from components.register.settings import GateSettings, RunInfo
 from components.run import STEPS, aside, read_json
+from components.training.warm import CANDIDATE, COLLABORATIVE
 
 log = logging.getLogger("tandem.register")
 
@@ -71,7 +72,8 @@ def register(
     judgement = judge(findings.metrics, settings)
     source = Source(training_set, evaluation, model, trained_with(given), (findings.prompts or {}).get("prompt_hash"))
     manifest = write_bundle(source, output, run)
-    registration = Registration.begin(findings.metrics["dataset"], run, judgement, output, manifest["lineage"])
+    kept = Kept(training_set / "vocabulary.json", checkpoints_of(model, given))
+    registration = Registration.begin(findings.metrics["dataset"], run, judgement, output, kept, manifest["lineage"])
     version = registration.version.version if registration.version else None
 
     def tell(judgement: Judgement) -> None:
@@ -104,6 +106,12 @@ def run_name(run: RunInfo, training_set: Path, model: Path) -> str:
     for file in sorted(file for file in model.iterdir() if file.name != STEPS):
         digest.update(file.read_bytes())
     return f"content-{digest.hexdigest()[:16]}"
+
+
+def checkpoints_of(model: Path, pieces: Mapping[str, Path]) -> dict[str, Path]:
+    """What later runs may begin with: the arm that has met no PLM, and the candidate where it is another one."""
+    found = {COLLABORATIVE: pieces.get("collaborative", model)}
+    return found | ({CANDIDATE: model} if model != found[COLLABORATIVE] else {})
 
 
 def trained_with(pieces: Mapping[str, Path]) -> UsedPlm | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
 from components.dataset.catalog import load_spec
+from components.dataset.errors import UserError
 from components.dataset.spec import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -31,6 +32,8 @@ from components.dataset.spec import (
 )
 from components.dataset.splits import PARTS, split_table
 from components.dataset.training_set import write_training_set
+from components.dataset.vocabulary import Vocabulary
+from components.dataset.window import Window
 from feature_repo.asof import literal, quoted, scan, session
 from feature_repo.definitions import Definitions, build
 from feature_repo.engine import memory_limit
@@ -43,28 +46,39 @@ log = logging.getLogger("tandem.retrieve")
 BATCH = 500_000
 
 
-def retrieve(dataset: str, validated: Path, output: Path) -> dict[str, Any]:
+def retrieve(
+    dataset: str, validated: Path, output: Path, window: Window | None = None, known: Path | None = None
+) -> dict[str, Any]:
     """Join each impression with the features that held at its moment, split the rows and write the training set.
+
+    Features, histories and counts come from the whole log, whatever the window: they hold what was known at each row.
 
     Args:
         dataset: name of an embedded data set, or path of a DatasetSpec.
         validated: folder of the validate step.
         output: folder of the training set.
+        window: The impressions that the training set is made of; all by default.
+        known: File of the vocabulary that is to be grown, for a warm start.
 
     Returns:
         What meta.json says of the training set.
 
     Raises:
-        UserError: the data set is unknown, `validated` is not its validated tables, or a part would be empty.
+        UserError: the data set is unknown, `validated` is not its validated tables, a part would be empty, the window
+            holds no row or nothing new, or the known vocabulary is of other fields.
         RuntimeError: the join lost, doubled or invented rows.
     """
     spec = load_spec(dataset)
     impressions = validated_file(validated, "impressions")
+    limits = window or Window()
+    span = _span(spec, impressions, limits)
     definitions = build(spec, publish(spec, validated))
     output.parent.mkdir(parents=True, exist_ok=True)
     memory = memory_limit(offline_store(spec))
     with TemporaryDirectory(prefix=".joined-", dir=output.parent) as folder, session(memory) as connection:
         file = Path(folder, "joined.parquet")
+        if not limits.everything:
+            impressions = _within(connection, impressions, limits, Path(folder, "window.parquet"))
         write_joined(spec, definitions, impressions, file)
         log.info("%d impressions joined with %d features", _count(file), len(definitions.features))
         names = _names(definitions, impressions)
@@ -72,9 +86,45 @@ def retrieve(dataset: str, validated: Path, output: Path) -> dict[str, Any]:
         # The rows themselves never are in memory all at once; what decides on their part is.
         slim = split_table(pq.read_table(file, columns=keys), spec)
         meta = _meta(spec, definitions, slim) | {"dataset_digest": dataset_digest(validated)}
+        if span:
+            # What is not divided by time is learnt from end to end.
+            meta["window"] = {**span, "learnt_until": meta["cut_offs"].get("valid", span["end"])}
         parts = {name: partial(_part, spec, connection, file, names, table) for name, table in slim.items()}
-        write_training_set(output, spec, parts, meta)
+        write_training_set(output, spec, parts, meta, Vocabulary.load(known) if known else None)
     return meta
+
+
+def _span(spec: DatasetSpec, impressions: Path, window: Window) -> dict[str, str]:
+    """First moment and end (exclusive) of the impressions in the window; empty for a log without time stamps.
+
+    Raises:
+        UserError: none lies in it, or none is newer than what an earlier run has seen.
+    """
+    if spec.keys.timestamp is None:
+        if not window.everything:
+            raise UserError(
+                "a window needs time stamps; name their column under 'keys.timestamp', or write window: all"
+            )
+        return {}
+    moments = pq.read_table(impressions, columns=[EVENT_TIMESTAMP])[EVENT_TIMESTAMP]
+    newest = pc.max(moments).as_py()
+    if window.seen is not None and newest < window.seen:
+        raise UserError(f"nothing new: the newest impression is of {newest.isoformat()}, and earlier runs have seen it")
+    inside = pc.min_max(moments.filter(window.holds(moments))).as_py()
+    if inside["min"] is None:
+        first, last = pc.min(moments).as_py(), newest
+        raise UserError(f"the window holds no impression; they lie between {first.isoformat()} and {last.isoformat()}")
+    end = window.end or inside["max"] + timedelta(microseconds=1)
+    return {"start": inside["min"].isoformat(), "end": end.isoformat()}
+
+
+def _within(connection: Any, impressions: Path, window: Window, file: Path) -> Path:
+    """The impressions of the window in a file of their own, in the order in which they stand."""
+    bounds = {">=": window.start, "<": window.end}
+    said = [f"{EVENT_TIMESTAMP} {sign} TIMESTAMPTZ {literal(at.isoformat())}" for sign, at in bounds.items() if at]
+    rows = f"SELECT * FROM read_parquet({literal(impressions)}) WHERE {' AND '.join(said)} ORDER BY {IMPRESSION_ID}"
+    connection.execute(f"COPY ({rows}) TO {literal(file)} (FORMAT parquet)")
+    return file
 
 
 def _own(impressions: Path) -> list[str]:

@@ -18,7 +18,7 @@ from components.models.srp4ctr import SRP4CTR
 from components.run import aside, read_json
 
 FORMAT = 2
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save_model(
@@ -49,7 +49,7 @@ def save_model(
         save_file(state, str(draft / WEIGHTS))
         digests = {"sha256": {WEIGHTS: _digest((draft / WEIGHTS).read_bytes()), "config": _config_digest(described)}}
         config = {"format": FORMAT, **described, **digests}
-        for name, content in {"config.json": config, **(extra or {})}.items():
+        for name, content in {CONFIG: config, **(extra or {})}.items():
             (draft / name).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if beside is not None:
             beside(draft)
@@ -61,7 +61,7 @@ def load_model(path: Path) -> CollaborativeModel:
     Raises:
         UserError: the folder is no checkpoint, one of another format, or one that was changed after it was written.
     """
-    config = _read_config(path / "config.json")
+    config = _read_config(path / CONFIG)
     weights = path / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{path}: no checkpoint ({WEIGHTS} is missing)")
@@ -75,7 +75,7 @@ def load_model(path: Path) -> CollaborativeModel:
 
 
 def continue_from(model: CollaborativeModel, path: Path) -> None:
-    """Take over what stage 1 has learnt, all but the output layer, which starts anew.
+    """Take over what stage 1 has learnt, all but the output layer, which starts anew unless it is the champion's.
 
     An encoder that was pre-trained by itself serves every model that reads it, whatever else that model has.
 
@@ -85,7 +85,8 @@ def continue_from(model: CollaborativeModel, path: Path) -> None:
     found = load_model(path)
     alike = found.layout == model.layout and type(found) is type(model)
     if alike and found.config == model.config:
-        weights = {name: value for name, value in found.state_dict().items() if not name.startswith("head.")}
+        warm = _read_config(path / CONFIG)["meta"].get("champion")
+        weights = {name: value for name, value in found.state_dict().items() if warm or not name.startswith("head.")}
         model.load_state_dict(weights, strict=False)
     elif alike and isinstance(model, SRP4CTR) and found.config == model.config.of_encoder():
         assert isinstance(found, SRP4CTR)  # noqa: S101  (alike)

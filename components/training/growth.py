@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.dataset.errors import UserError
-from components.dataset.layout import MASK, MISSING, UNKNOWN
+from components.dataset.layout import MASK, MISSING, PADDING, UNKNOWN, InputLayout
 from components.dataset.spec import ITEM_KEY, USER_KEY
 from components.dataset.training_set import SplitArrays, TrainingSet
 from components.dataset.vocabulary import Vocabulary
@@ -121,7 +121,7 @@ def grow(
     for name, module in grown.named_modules():
         source = old.get(name)
         if isinstance(module, FieldEmbedding) and isinstance(source, FieldEmbedding):
-            _copy_rows(source.table.weight, model, module.table.weight, grown)
+            copy_rows(source.table.weight, model.layout, module.table.weight, grown.layout)
             start = grown.layout.field(field.name).offset + field.size
             # Weights of an id alone, such as Wide & Deep's, are what an unknown one has.
             new = rows if name == "embedding" else source.table.weight[field.offset + UNKNOWN]
@@ -129,12 +129,10 @@ def grow(
     return grown.eval(), larger
 
 
-def _copy_rows(source: Tensor, small: CollaborativeModel, target: Tensor, large: CollaborativeModel) -> None:
-    """Every row that the smaller model's layout knows, to its place in the larger one's."""
-    target[0] = source[0]
-    for before, after in zip(
-        (*small.layout.fields, *small.layout.history), (*large.layout.fields, *large.layout.history), strict=True
-    ):
+def copy_rows(source: Tensor, small: InputLayout, target: Tensor, large: InputLayout) -> None:
+    """Every row that the smaller layout knows, to its place in the larger one's."""
+    target[PADDING] = source[PADDING]
+    for before, after in zip((*small.fields, *small.history), (*large.fields, *large.history), strict=True):
         target[after.offset : after.offset + before.size] = source[before.offset : before.offset + before.size]
 
 

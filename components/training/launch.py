@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,50 @@ ROOT = Path(__file__).resolve().parents[2]
 #: How often a group whose worker was killed is started again, each time from the last checkpoint.
 RESTARTS = 3
 ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (UserError, TrainingError)}
+
+
+def train_elsewhere(function: Callable[..., Any], threads: int, **arguments: Any) -> bool:
+    """Call a function in several processes, of this machine or of several, where the settings ask for more than one.
+
+    Args:
+        function: A module's function; its annotations tell how the arguments are read from JSON.
+        threads: Of each process, on a CPU.
+        arguments: Paths, pydantic models and JSON values; among them `output`, the path that the function writes, and
+            `settings`, which say on how many machines and in how many processes.
+
+    Returns:
+        Whether it was called; False where this process is to do the work.
+
+    Raises:
+        UserError, TrainingError: as the function did.
+        RuntimeError: a worker failed or was killed each time, or the machines were not given or lost.
+    """
+    settings: ProcessSettings = arguments["settings"]
+    if settings.nodes > 1 and not started_by_torchrun():
+        from components.training.trainjob import train_on_nodes
+
+        train_on_nodes(function, settings, threads, arguments)
+        return True
+    processes = processes_to_start(settings)
+    if processes > 1:
+        train_together(function, processes, threads, **arguments)
+    return processes > 1
+
+
+def call_of(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call of a module's function as JSON content, which a worker carries out."""
+    return {"target": f"{function.__module__}:{function.__name__}", "arguments": to_jsonable_python(arguments)}
+
+
+def raise_refusal(folder: Path) -> None:
+    """Raise what the workers have refused to do, if they have.
+
+    Raises:
+        UserError, TrainingError: as the function did.
+    """
+    if (folder / REFUSAL).is_file():
+        told = read_json(folder / REFUSAL)
+        raise ERRORS[told["kind"]](told["message"])
 
 
 def processes_to_start(settings: ProcessSettings) -> int:
@@ -64,14 +108,11 @@ def train_together(function: Callable[..., Any], processes: int, threads: int, *
     """
     with tempfile.TemporaryDirectory(prefix="tandem-") as name:
         folder = Path(name)
-        content = {"target": f"{function.__module__}:{function.__name__}", "arguments": to_jsonable_python(arguments)}
-        (folder / CALL).write_text(json.dumps(content), encoding="utf-8")
+        (folder / CALL).write_text(json.dumps(call_of(function, arguments)), encoding="utf-8")
         log.info("training in %d processes", processes)
         for attempt in range(RESTARTS + 1):
             code = _follow(_command(processes, folder), _environment(threads))
-            if (folder / REFUSAL).is_file():
-                told = read_json(folder / REFUSAL)
-                raise ERRORS[told["kind"]](told["message"])
+            raise_refusal(folder)
             if code == 0:
                 return
             failed = folder / FAILURE

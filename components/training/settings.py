@@ -6,12 +6,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ProcessSettings(BaseModel):
-    """In how many processes a model is trained, and how often it is kept that far."""
+    """On how many machines and in how many processes a model is trained, and how often it is kept that far."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     processes: int = Field(
-        default=0, ge=0, le=1024, description="Processes that train together; 0: one per GPU, or one on a CPU."
+        default=0, ge=0, le=1024, description="Processes of a machine; 0: one per GPU, or one on a CPU."
+    )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Machines that train together, as a Kubeflow TrainJob where there are more.",
+    )
+    nodes_minutes: float = Field(
+        default=600.0, gt=0, description="Minutes that a training on several machines may take."
     )
     checkpoint_minutes: float = Field(
         default=10.0, gt=0, description="Minutes between checkpoints, from which a killed training goes on."

@@ -27,6 +27,15 @@ def test_a_step_that_fails_says_so(listener):
     assert "clicks.csv: no column 'clicked' — write label.column" in told["text"]
 
 
+def test_a_run_on_a_cluster_is_named_too(listener, monkeypatch, tmp_path):
+    monkeypatch.delenv("TANDEM_RUN_DIR")
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    monkeypatch.setenv("TANDEM_RUN_ID", "run-8")
+    with pytest.raises(UserError), step("retrieve"):
+        raise UserError("no such column")
+    assert listener.told[0]["run_id"] == "run-8"
+
+
 def test_a_step_that_comes_to_its_end_says_nothing(listener):
     with step("retrieve"):
         pass

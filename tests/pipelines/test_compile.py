@@ -292,3 +292,21 @@ def test_deploy_is_handed_nothing_of_the_language_model(documents):
         pytest.skip("nothing is deployed")
     deploy = documents[0]["components"]["comp-deploy"]["inputDefinitions"]["artifacts"]
     assert set(deploy) == {"bundle", "validated"}
+
+
+def test_what_several_machines_train_asks_for_no_gpu_of_its_own(tmp_path):
+    """The task only watches the TrainJob, whose machines have the GPUs and the image."""
+    settings = parse_settings({"align": {"nodes": 2}}, [])
+    compiler.Compiler().compile(training_pipeline(settings), str(tmp_path / "out.yaml"))
+    executors = next(yaml.safe_load_all((tmp_path / "out.yaml").read_text()))["deploymentSpec"]["executors"]
+    align, finetune = (executors[f"exec-{name}"]["container"] for name in ("align", "finetune"))
+    assert "accelerator" not in align["resources"]
+    assert align["env"] == [{"name": "TANDEM_TRAIN_IMAGE", "value": align["image"]}]
+    assert finetune["resources"]["accelerator"]["resourceType"] == GPU
+
+
+def test_kubeflow_takes_no_task_from_its_cache(documents):
+    for graph in graphs(documents[0]).values():
+        for name, task in graph["tasks"].items():
+            if "executorLabel" in documents[0]["components"][task["componentRef"]["name"]]:
+                assert not task.get("cachingOptions", {}).get("enableCache"), name

@@ -44,7 +44,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def cluster(server):
-    return Cluster(server.host, None, "tandem")
+    return Cluster(server.host, None, "tandem", "runner", unpinned=True)
 
 
 def written(tmp_path, *items):
@@ -147,6 +147,27 @@ def test_run_now_starts_no_run_beside_another(cluster, tmp_path):
     assert run_now(cluster, schedule) != run_id
 
 
+def test_runs_have_their_account(cluster, tmp_path):
+    asked = written(tmp_path, DAILY)
+    done(cluster, asked)
+    run_id = run_now(cluster, asked.named("daily"))
+    assert cluster.client.get_run(run_id).service_account == "runner"
+    assert [one.service_account for one in cluster.recurring_runs()] == ["runner"]
+    other = Cluster(cluster.host, None, "tandem", "another", unpinned=True)
+    assert [change.action for change in plan(other, asked)] == ["replace"]
+
+
+def test_an_image_without_a_digest_starts_nothing(server, cluster, tmp_path):
+    asked = written(tmp_path, DAILY)
+    before = server.changes()
+    careful = Cluster(server.host, None, "tandem", "runner")
+    with pytest.raises(UserError, match="not pinned"):
+        plan(careful, asked)
+    with pytest.raises(UserError, match="not pinned"):
+        careful.start("daily", "training", asked.named("daily").run_settings())
+    assert [change for change in server.changes()[len(before) :] if "experiments" not in change["path"]] == []
+
+
 def test_a_run_that_fails_names_its_step(cluster):
     run_id = cluster.start("one", "training", parse_settings({"method": "collaborative", "seed": 13}, []))
     run = cluster.follow(run_id, 0.01, lambda _: None)
@@ -164,7 +185,7 @@ def test_the_server_refuses_what_the_api_does_not_know(cluster):
 
 def test_nobody_there_is_said(tmp_path):
     with pytest.raises(UserError, match="--host"):
-        Cluster("http://127.0.0.1:9", None, "tandem")
+        Cluster("http://127.0.0.1:9", None, "tandem", "runner")
 
 
 @pytest.mark.parametrize(
@@ -192,9 +213,12 @@ def test_the_projects_own_file_can_be_read():
     assert schedules.EMBEDDED.name == "schedules.yaml"
 
 
-def test_the_commands(server, tmp_path):
+def test_the_commands(server, tmp_path, monkeypatch):
     written(tmp_path, HOURLY)
     file = ["--file", tmp_path / "schedules.yaml", "--host", server.host]
+    monkeypatch.delenv("TANDEM_TRAIN_IMAGE", raising=False)
+    assert "not pinned" in tandem("schedule", "plan", *file).stderr
+    monkeypatch.setenv("TANDEM_TRAIN_IMAGE", "registry.example/tandem-train-python@sha256:" + 64 * "a")
     planned = tandem("schedule", "plan", *file)
     assert planned.stdout.split() == ["create", "hourly:", "cron", "0", "15", "*", "*", "*", "*", "UTC"], planned.stderr
     assert tandem("schedule", "apply", *file).returncode == 0

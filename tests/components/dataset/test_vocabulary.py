@@ -238,3 +238,25 @@ def test_a_million_values_come_back(tmp_path):
     vocabulary.save(tmp_path / "vocabulary.json")
     loaded = Vocabulary.load(tmp_path / "vocabulary.json")
     assert loaded.encode({"job": ["999999"]})[0, 0] == 1 + FIRST_VALUE + 999_999
+
+
+def test_a_grown_vocabulary_keeps_codes_and_bins_and_adds_what_is_new():
+    old = Vocabulary.fit(spec_of(), rows(4))
+    new = Vocabulary.fit(spec_of(), rows(12))
+    grown = new.grown_from(old)
+    for before, mine, after in zip(old.fields, new.fields, grown.fields, strict=True):
+        assert after.values[: len(before.values)] == before.values
+        assert set(after.values) == {*before.values, *mine.values}
+        assert len(set(after.values)) == len(after.values)
+        assert after.edges == before.edges
+    assert grown.grown_from(grown) == grown
+    table = rows(4)
+    codes = [one.encode(table[one.column]).tolist() for one in old.fields]
+    assert codes == [one.encode(table[one.column]).tolist() for one in grown.fields]
+
+
+def test_a_vocabulary_of_other_fields_does_not_grow():
+    old = Vocabulary.fit(spec_of(), rows())
+    other = Vocabulary.fit(spec_of(fields=FIELDS[:-1]), rows())
+    with pytest.raises(UserError, match=r"other fields.*warm_start: false"):
+        other.grown_from(old)

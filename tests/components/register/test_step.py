@@ -2,19 +2,21 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from components.dataset.bundle import Bundle
 from components.register.gate import Verdict, judge
-from components.register.registration import Registration
+from components.register.registration import Kept, Registration
 from components.register.report import Findings
 from components.register.settings import GateSettings, RunInfo
 from components.register.step import register, run_name
 from components.registry import aliases, client
 from components.registry.connection import connect
 from components.run import read_json, write_json
+from components.training.checkpoints import load_model
 from tests.components.register.making import champion, figures, metrics
 from tests.components.registry.making import add_version, new_dataset, pointed, promote, said
 
@@ -34,7 +36,9 @@ def run_info(run_id):
 def registered(dataset, bundle, made, run_id, content, settings=GATE):
     """What the step does once the bundle is written."""
     judgement = judge(content, settings)
-    registration = Registration.begin(dataset, run_info(run_id), judgement, bundle, {"spec_digest": "s"})
+    kept = Kept(made.training_set / "vocabulary.json", {"collaborative": made.model})
+    lineage = {"spec_digest": "s", "window": {"end": "2026-05-02", "learnt_until": "2026-05-01"}}
+    registration = Registration.begin(dataset, run_info(run_id), judgement, bundle, kept, lineage)
     registration.log(Findings.read(made.training_set, made.evaluation, {}), settings, {})
     judgement = registration.claim(judgement, content)
     registration.conclude(judgement, "# Card")
@@ -43,6 +47,10 @@ def registered(dataset, bundle, made, run_id, content, settings=GATE):
 
 def version_of(dataset, version):
     return connect().get_model_version(client.model_name(dataset), version)
+
+
+def fetched(mlflow, run, path):
+    return Path(mlflow.download_artifacts(run.info.run_id, path))
 
 
 def test_the_first_candidate_becomes_champion(dataset, bundle, made):
@@ -136,7 +144,8 @@ def test_the_whole_step_twice_is_one_version(made, tmp_path, home, webhook):
     assert run.data.metrics["lift_over_collaborative.auc_difference"] == 0.01
     assert run.data.params["gate.min_auc"] == "0.55"
     names = {file.path for file in mlflow.list_artifacts(run.info.run_id)}
-    assert names == {"bundle", "evaluation", "gate_card.md", "report.html"}
+    assert names == {"bundle", "checkpoints", "evaluation", "gate_card.md", "report.html"}
+    assert load_model(fetched(mlflow, run, "checkpoints/collaborative")).layout == load_model(made.model).layout
     files = {file.path for file in mlflow.list_artifacts(run.info.run_id, "bundle")}
     assert files == {f"bundle/{file.name}" for file in bundle.iterdir()}
 

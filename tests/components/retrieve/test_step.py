@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
+from components.dataset.window import Window
 from tests.feature_repo import logs
 
 PARTS = ("train", "valid", "test")
@@ -115,6 +117,74 @@ def test_no_tables_at_all(step, tmp_path):
     spec = logs.make_spec(sources=sources, fields=fields, history={"length": 2})
     step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "history")
     assert TrainingSet.open(tmp_path / "history").table("test")["history_item_id"][0].as_py() == ["a", "a"]
+
+
+def test_a_window_holds_its_rows_with_features_of_the_whole_log(step, tmp_path):
+    """Rows 9 to 23; what happened before the window is in their histories."""
+    spec = logs.make_spec(history={"length": 30})
+    validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), *logs.one_row_tables())
+    window = Window(start=logs.moment(3), end=logs.moment(8))
+    meta = step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out", window)
+    step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "whole")
+    some, whole = (TrainingSet.open(tmp_path / name) for name in ("out", "whole"))
+    rows, every = (
+        pa.concat_tables([made.table(part) for part in PARTS]).sort_by("impression_id") for made in (some, whole)
+    )
+    assert rows["impression_id"].to_pylist() == list(range(9, 24))
+    assert rows.to_pylist() == every.slice(9, 15).to_pylist()
+    assert len(rows["history_item_id"][0].as_py()) == 6
+    assert meta["window"]["start"] == logs.moment(3).isoformat()
+    assert meta["window"]["end"] == logs.moment(8).isoformat()
+    assert meta["window"]["learnt_until"] == meta["cut_offs"]["valid"]
+
+
+def test_the_whole_log_ends_behind_its_newest_row(step, tmp_path):
+    spec = logs.make_spec()
+    validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), *logs.one_row_tables())
+    meta = step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out")
+    assert meta["window"]["end"] == (logs.moment(9) + timedelta(microseconds=1)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        (Window(start=logs.moment(3), seen=logs.moment(10)), "nothing new: the newest impression is of"),
+        (Window(start=logs.moment(20)), "the window holds no impression; they lie between"),
+        (Window(end=logs.moment(0)), "the window holds no impression"),
+    ],
+)
+def test_a_window_with_nothing_to_learn_is_refused(step, tmp_path, window, message):
+    spec = logs.make_spec()
+    validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), *logs.one_row_tables())
+    with pytest.raises(UserError, match=message):
+        step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out", window)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_window_needs_time_stamps(step, tmp_path):
+    spec = logs.make_spec(timed=False)
+    validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), *logs.one_row_tables())
+    with pytest.raises(UserError, match="a window needs time stamps"):
+        step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out", Window(end=logs.moment(3)))
+
+
+def test_the_champions_vocabulary_is_kept_and_grown(step, tmp_path):
+    """A user and an item that the window does not show keep their codes, and count as known."""
+    spec = logs.make_spec()
+    rows = [("a", "a", n, n % 2) for n in range(10)] + [("b", "ç", n, n % 2) for n in range(10, 20)]
+    validated = logs.write(tmp_path / "validated", spec, logs.impression_table(rows), *logs.one_row_tables())
+    arguments = spec_file(tmp_path, spec), validated
+    step.retrieve(*arguments, tmp_path / "one", Window(end=logs.moment(10)))
+    known = tmp_path / "one" / "vocabulary.json"
+    step.retrieve(*arguments, tmp_path / "two", Window(start=logs.moment(10)), known)
+    grown = TrainingSet.open(tmp_path / "two").vocabulary
+    values = {field.name: field.values for field in grown.fields}
+    assert values["user_id"] == ("a", "b")
+    assert values["item_id"] == ("a", "ç")
+    step.retrieve(*arguments, tmp_path / "anew", Window(start=logs.moment(10)))
+    assert {field.name: field.values for field in TrainingSet.open(tmp_path / "anew").vocabulary.fields}["user_id"] == (
+        "b",
+    )
 
 
 def test_missing_impressions_are_named(step, tmp_path):
