@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from typing import Any
 
 import psutil
 
+#: Folder of what the variants write; what lies beside the tables would count as one.
+JOINED = "joined"
 FEATURES = ("country", "age", "category", "price", "genres")
 SPEC = {
     "name": "generated",
@@ -87,7 +90,7 @@ def by_hand(folder: Path) -> None:
         f" ASOF LEFT JOIN {tables['users']} u ON e.user_id = u.user_id AND e.event_timestamp >= u.event_timestamp"
         f" ASOF LEFT JOIN {tables['items']} i ON e.item_id = i.item_id AND e.event_timestamp >= i.event_timestamp"
     )
-    connection.execute(f"COPY ({query}) TO '{folder / 'by hand.parquet'}' (FORMAT parquet)")
+    connection.execute(f"COPY ({query}) TO '{folder / JOINED / 'by hand.parquet'}' (FORMAT parquet)")
 
 
 def feast(folder: Path, output: str = "feast.parquet") -> None:
@@ -97,7 +100,7 @@ def feast(folder: Path, output: str = "feast.parquet") -> None:
     from feature_repo.publish import publish
 
     spec = parse_spec(SPEC, "generated")
-    write_joined(spec, build(spec, publish(spec, folder)), folder / "impressions.parquet", folder / output)
+    write_joined(spec, build(spec, publish(spec, folder)), folder / "impressions.parquet", folder / JOINED / output)
 
 
 def publication(folder: Path) -> None:
@@ -192,10 +195,11 @@ def main() -> None:
     variants = flags.variants.split(",") if flags.variants else list(VARIANTS)
     with tempfile.TemporaryDirectory(prefix="tandem-retrieval-") as temporary:
         folder = flags.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / JOINED, ignore_errors=True)
+        (folder / JOINED).mkdir(parents=True)
         generate(folder, flags.rows, flags.users, flags.items)
         found = {variant: run(variant, folder) for variant in variants}
-        joins = [folder / f"{name}.parquet" for name in ("feast", "by hand", "Spark") if name in variants]
+        joins = [folder / JOINED / f"{name}.parquet" for name in ("feast", "by hand", "Spark") if name in variants]
         if len({checksum(path) for path in joins}) > 1:
             raise SystemExit("the joins differ")
     print(f"{flags.rows:,} impressions, {flags.users:,} users, {flags.items:,} items")
