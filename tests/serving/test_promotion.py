@@ -60,7 +60,10 @@ def models(shop, tmp_path_factory):
 @pytest.fixture(scope="module")
 def following(shop, models, tmp_path_factory):
     log = tmp_path_factory.mktemp("following") / "log"
+    models.point(champion="1", candidate=None, unseen="1")
     with started(shop, log, models=models.folder, poll=0.1, canary=SHARE, api_key=KEY) as service:
+        # `tandem serve` starts a follower; its first look, late on a busy machine, would undo what a test points at.
+        until(lambda: "unseen" not in json.loads((models.folder / "aliases.json").read_text()))
         yield service
 
 
@@ -89,7 +92,7 @@ def said(service):
     return service.client.get("/model").json()
 
 
-def until(found, seconds=60):
+def until(found, seconds=180):
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline
