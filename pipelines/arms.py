@@ -26,7 +26,7 @@ class Arm(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", description="What stands in the tables.")
     description: str = Field(default="", description="One line for the reader of a table.")
-    method: Method = Field(default="ctrl", description="collaborative: clicks alone; others: stage 1 first.")
+    method: Method = Field(default="ctrl", description="collaborative: clicks alone; the others: stage 1 first.")
     backbone: Backbone | None = Field(default=None, description="Its own, in the place of the comparison's.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings by section, as --config takes them.")
 

@@ -43,6 +43,7 @@ class MethodName(StrEnum):
 
     COLLABORATIVE = "collaborative"
     CTRL = "ctrl"
+    FLIP = "flip"
     SRP4CTR = "srp4ctr"
     SRP4CTR_CTRL = "srp4ctr+ctrl"
 

@@ -16,15 +16,23 @@ from components.finetune.settings import FinetuneSettings
 from components.models.config import BackboneConfig
 from components.pretrain.settings import PretrainSettings
 from components.prompt_transform.settings import PromptSettings
+from components.reconstruct.settings import ReconstructSettings
 from components.register.settings import GateSettings
 from components.validate.settings import ValidateSettings
 
 COLLABORATIVE = "collaborative"
+CTRL = "ctrl"
+FLIP = "flip"
 SRP4CTR = "srp4ctr"
 SRP4CTR_CTRL = "srp4ctr+ctrl"
 #: Methods that pre-train a sequence encoder.
 PRETRAINED = (SRP4CTR, SRP4CTR_CTRL)
-Method = Literal["collaborative", "ctrl", "srp4ctr", "srp4ctr+ctrl"]
+#: Methods that align with encoded texts.
+ALIGNED = (CTRL, SRP4CTR_CTRL)
+Method = Literal["collaborative", "ctrl", "flip", "srp4ctr", "srp4ctr+ctrl"]
+#: How a click is told after FLIP's pre-training: by the collaborative half, by the PLM, or by both.
+Strategy = Literal["id", "plm", "both"]
+ID: Strategy = "id"
 Backbone = Literal[
     "autoint",
     "autoint_history",
@@ -59,6 +67,9 @@ class RunSettings(BaseModel):
     backbone: Backbone = Field(default="autoint", description="The collaborative model.")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Seed of initialisation, shuffling and sampling.")
     run_id: str = Field(default="", description="Name of the run in the registry; Kubeflow's own if empty.")
+    strategies: tuple[Strategy, ...] = Field(
+        default=(ID,), min_length=1, description="flip: arms trained; id is the candidate, plm and both are reported."
+    )
     shards: int = Field(default=1, ge=1, le=100, description="Parts in which the texts are encoded.")
     window: Annotated[str, AfterValidator(_window)] = Field(
         default=ALL, description=f"Which impressions it learns from: {FORMS}."
@@ -73,6 +84,7 @@ class RunSettings(BaseModel):
     encode: EncodeSettings = EncodeSettings()
     align: AlignSettings = AlignSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    reconstruct: ReconstructSettings = ReconstructSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
@@ -104,10 +116,18 @@ class RunSettings(BaseModel):
         """Whether clicks are learnt from texts too, without or after stage 1."""
         return self.finetune.reads_texts or self.model.text_rows > 0
 
+    @model_validator(mode="after")
+    def _check_strategies(self) -> RunSettings:
+        if len(set(self.strategies)) < len(self.strategies):
+            raise ValueError("strategies names one twice; write some of [id, plm, both]")
+        if self.method != FLIP and self.strategies != (ID,):
+            raise ValueError("strategies other than id need a PLM pre-trained by FLIP; write --method flip")
+        return self
+
     def parameters(self) -> dict[str, Any]:
-        """The pipeline's arguments: every field but the method, which is the pipeline itself."""
+        """The pipeline's arguments: every field but method and strategies, which are the pipeline itself."""
         # kfp has no null: a setting that is None is left out, and None is its default.
-        return self.model_dump(mode="json", by_alias=True, exclude={"method"}, exclude_none=True)
+        return self.model_dump(mode="json", by_alias=True, exclude={"method", "strategies"}, exclude_none=True)
 
 
 def parse_settings(content: dict[str, Any], assignments: list[str]) -> RunSettings:

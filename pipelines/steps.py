@@ -8,6 +8,7 @@ from components.finetune.component import finetune
 from components.materialize.component import materialize
 from components.pretrain.component import pretrain
 from components.prompt_transform.component import prompt_transform
+from components.reconstruct.component import reconstruct
 from components.register.component import register
 from components.retrieve.component import retrieve
 from components.validate.component import validate
@@ -21,6 +22,7 @@ __all__ = [
     "materialize",
     "pretrain",
     "prompt_transform",
+    "reconstruct",
     "register",
     "retrieve",
     "validate",

@@ -11,7 +11,7 @@ from components.dataset.errors import UserError
 from components.training.settings import ProcessSettings
 from pipelines import steps
 from pipelines.policy import on_cpu, on_gpu, on_nodes
-from pipelines.settings import COLLABORATIVE, PRETRAINED, SRP4CTR, RunSettings
+from pipelines.settings import ALIGNED, COLLABORATIVE, FLIP, ID, PRETRAINED, RunSettings
 
 #: Says of a task what it runs on.
 Placed = Callable[[dsl.PipelineTask], dsl.PipelineTask]
@@ -42,12 +42,17 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
     """The training pipeline of one method; every other setting is a pipeline parameter with a default.
 
     Raises:
-        UserError: the collaborative-only method is asked to learn from texts.
+        UserError: a method without encoded texts is asked to learn from them, or the candidate could not be served.
     """
     method = settings.method
-    if method in {COLLABORATIVE, SRP4CTR} and settings.reads_texts:
+    if method not in ALIGNED and settings.reads_texts:
         raise UserError(
-            "finetune.map_rows, finetune.auxiliary.weight and model.text_rows need texts; write --method ctrl"
+            "finetune.map_rows, finetune.auxiliary.weight and model.text_rows need encoded texts; write --method ctrl"
+        )
+    if ID not in settings.strategies:
+        raise UserError(
+            "strategies: plm and both score with the PLM, which is never served, and are only reported; "
+            "the collaborative half alone can be registered: leave id among them"
         )
     default: dict[str, Any] = settings.parameters()
 
@@ -66,6 +71,7 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         encode: dict = default["encode"],
         align: dict = default["align"],
         pretrain: dict = default["pretrain"],
+        reconstruct: dict = default["reconstruct"],
         finetune: dict = default["finetune"],
         evaluate: dict = default["evaluate"],
         gate: dict = default["gate"],
@@ -81,13 +87,17 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         begin: dict[str, Any] = {}
         if method in PRETRAINED:
             begin = _pretrained(rows, pretrain)
-        if method not in {COLLABORATIVE, SRP4CTR}:
+        if method == FLIP:
+            learnt = begin = _reconstructed(rows, shards, _machines(settings.reconstruct), prompt, reconstruct)
+        if method in ALIGNED:
             on_align = _machines(settings.align)
             learnt, begin = _aligned(rows, begin, shards, on_align, prompt=prompt, encode=encode, align=align)
-        arms = _trained(rows, method, _machines(settings.finetune), finetune, begin)
+        on_training = _machines(settings.finetune)
+        arms = _trained(rows, method, on_training, finetune, begin)
+        reported = _reported(rows, settings, on_training, finetune, learnt)
 
         evaluating = steps.evaluate(
-            dataset=dataset, training_set=rows.training_set, arm=method, settings=evaluate, **arms
+            dataset=dataset, training_set=rows.training_set, arm=method, settings=evaluate, **arms, **reported
         )
         evaluated = on_cpu(evaluating, memory="16Gi").outputs["evaluation"]
         registering = steps.register(
@@ -143,6 +153,27 @@ def _aligned(
     aligned = on_align(steps.align(embeddings=shared, settings=align, **common, **pretrained, **rows.architecture))
     learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
     return learnt, {**learnt, "embeddings": own}
+
+
+def _reconstructed(rows: _Rows, shards: Any, on_training: Placed, prompt: Any, settings: Any) -> dict[str, Any]:
+    """Say the rows in words, and pre-train both models on them; what is registered, and what training begins with."""
+    prompts = on_cpu(steps.prompt_transform(training_set=rows.training_set, settings=prompt, shards=shards))
+    texts = prompts.outputs["prompts"]
+    told = steps.reconstruct(training_set=rows.training_set, prompts=texts, settings=settings, **rows.architecture)
+    return {"prompts": texts, "checkpoint": on_training(told).outputs["checkpoint"]}
+
+
+def _reported(
+    rows: _Rows, settings: RunSettings, on_training: Placed, finetune: Any, learnt: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Train the arms that score with the PLM, which are evaluated and never registered; what evaluation reads."""
+    found: dict[str, Any] = {}
+    common = {"training_set": rows.training_set, "settings": finetune, **learnt, **rows.architecture}
+    for strategy in (one for one in settings.strategies if one != ID):
+        name = f"{settings.method}_{strategy}"
+        task = on_training(steps.finetune(arm=name, strategy=strategy, **common))
+        found |= {strategy: task.set_display_name(f"finetune-{name}").outputs["trained"], "prompts": learnt["prompts"]}
+    return found
 
 
 def _trained(rows: _Rows, method: str, on_training: Placed, settings: Any, begin: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 
 from components.dataset import embeddings, prompts, training_set, vocabulary
 from components.dataset.catalog import load_spec
+from components.dataset.errors import UserError
 from components.dataset.spec import IMPRESSION_ID, ITEM_KEY, DatasetSpec
 from components.dataset.splits import PARTS, held_out
 from components.dataset.training_set import TrainingSet, write_training_set
 from components.run import aside, read_json
 from components.training import checkpoints
 from components.training.metrics import Floats
-from pipelines.settings import COLLABORATIVE, PRETRAINED, SRP4CTR, RunSettings
+from pipelines.settings import ALIGNED, FLIP, ID, PRETRAINED, RunSettings, Strategy
 
 log = logging.getLogger("tandem.compare")
 
@@ -35,6 +36,10 @@ ENCODE_RESOURCES = {"processes", "batch_tokens", "block", "cache", "device"}
 #: The same of align and finetune; each task of a comparison is one process of one thread.
 TRAINING_RESOURCES = {"processes", "threads", "checkpoint_minutes"}
 ALONE = {"processes": 1}
+#: Settings of reconstruct and finetune that decide what memory they take.
+MEMORY = {"cache_megabytes"}
+#: Settings of finetune that decide nothing where the collaborative half scores.
+OF_THE_PLM = {"plm_learning_rate"}
 #: What an older version kept in another format is made again.
 FORMATS = [module.FORMAT for module in (training_set, vocabulary, prompts, embeddings, checkpoints)]
 
@@ -57,7 +62,7 @@ class Trial:
 
     `group` is the backbone of the arms that it is compared with, its own unless the arm brings one. `pretrained` is
     None where the arm has no sequence encoder that is trained first, `aligned` where it is not aligned; prompts and
-    embeddings where it meets no PLM at all.
+    embeddings where it meets no PLM at all, embeddings also where the PLM reads masked prompts, as FLIP's does.
     """
 
     arm: str
@@ -111,7 +116,9 @@ class Task:
 
 def plan_trial(store: Store, arm: str, group: str, settings: RunSettings, training_set: Path) -> Trial:
     """Where everything of a trial lies."""
-    finetune = settings.finetune.model_dump(mode="json", exclude=TRAINING_RESOURCES)
+    strategy = strategy_of(arm, settings)
+    unread = TRAINING_RESOURCES | MEMORY | (OF_THE_PLM if strategy == ID else set())
+    finetune = settings.finetune.model_dump(mode="json", exclude=unread)
     network = {
         "data": training_set.name,
         "backbone": settings.backbone,
@@ -123,9 +130,13 @@ def plan_trial(store: Store, arm: str, group: str, settings: RunSettings, traini
         pretrain = settings.pretrain.model_dump(mode="json", exclude={"threads"})
         encoder = {**network, "model": settings.model.of_encoder().model_dump(mode="json")}
         pretrained = store.place("pretrained", **encoder, pretrain=pretrain)
-    aligns = settings.method not in {COLLABORATIVE, SRP4CTR}
-    if aligns or settings.reads_texts:
+    aligns = settings.method in ALIGNED
+    if aligns or settings.method == FLIP or settings.reads_texts:
         prompts = store.place("prompts", data=training_set.name, prompt=settings.prompt.model_dump(mode="json"))
+    if settings.method == FLIP and prompts is not None:
+        reconstruct = settings.reconstruct.model_dump(mode="json", exclude=TRAINING_RESOURCES | MEMORY)
+        aligned = store.place("reconstructed", **network, prompts=prompts.name, reconstruct=reconstruct)
+    elif prompts is not None:
         encode = settings.encode.model_dump(mode="json", exclude=ENCODE_RESOURCES)
         embeddings = store.place("embeddings", prompts=prompts.name, encode=encode)
     if embeddings is not None and aligns:
@@ -137,9 +148,24 @@ def plan_trial(store: Store, arm: str, group: str, settings: RunSettings, traini
         "start": start.name if start else None,
         "texts": embeddings.name if embeddings and settings.reads_texts else None,
     }
-    trained = store.place("trained", **network, finetune=finetune, **read)
+    # By strategy id everything is named as it is for the other methods.
+    scored = {} if strategy == ID else {"strategy": strategy, "prompts": prompts.name if prompts else None}
+    trained = store.place("trained", **network, finetune=finetune, **read, **scored)
     places = training_set, prompts, embeddings, pretrained, aligned, trained
     return Trial(arm, group, settings.backbone, settings.seed, settings, *places)
+
+
+def strategy_of(arm: str, settings: RunSettings) -> Strategy:
+    """The one strategy of an arm.
+
+    Raises:
+        UserError: it has several, or learns from encoded texts that FLIP has not.
+    """
+    if len(settings.strategies) > 1:
+        raise UserError(f"arm '{arm}': strategies names several; write one, and an arm for each of the others")
+    if settings.method == FLIP and settings.reads_texts:
+        raise UserError(f"arm '{arm}': map_rows, auxiliary.weight and text_rows need encoded texts; write method: ctrl")
+    return settings.strategies[0]
 
 
 def make_training_set(store: Store, settings: RunSettings, hold_out_items: float = 0.0) -> Path:
@@ -194,11 +220,9 @@ def make_embeddings(trial: Trial) -> None:
     from components.encode.step import encode
     from components.prompt_transform.step import prompt_transform
 
-    if trial.prompts is None or trial.embeddings is None:
-        return
-    if not trial.prompts.is_dir():
+    if trial.prompts is not None and not trial.prompts.is_dir():
         prompt_transform(trial.training_set, trial.prompts, trial.settings.prompt)
-    if not trial.embeddings.is_dir():
+    if trial.prompts is not None and trial.embeddings is not None and not trial.embeddings.is_dir():
         encode(trial.prompts, trial.embeddings, trial.settings.encode)
 
 
@@ -208,7 +232,8 @@ def tasks_of(trial: Trial, part: str) -> Iterator[Task]:
     if trial.pretrained is not None:
         yield Task(f"pretrain {name}", trial.pretrained, None, partial(_pretrain, trial))
     if trial.aligned is not None:
-        yield Task(f"align {name}", trial.aligned, trial.pretrained, partial(_align, trial))
+        work = _reconstruct if trial.settings.method == FLIP else _align
+        yield Task(f"{work.__name__.strip('_')} {name}", trial.aligned, trial.pretrained, partial(work, trial))
     yield Task(f"train {name}", trial.scores(part), trial.start, partial(_train, trial, part))
 
 
@@ -230,6 +255,15 @@ def _pretrain(trial: Trial) -> None:
     pretrain(trial.training_set, trial.pretrained, trial.backbone, model, settings, trial.seed)
 
 
+def _reconstruct(trial: Trial) -> None:
+    from components.reconstruct.step import reconstruct
+
+    assert trial.prompts and trial.aligned  # noqa: S101  (a task of arms with a stage 1)
+    paths = trial.training_set, trial.prompts, trial.aligned
+    settings = trial.settings.reconstruct.model_copy(update=ALONE)
+    reconstruct(*paths, trial.backbone, trial.settings.model, settings, trial.seed)
+
+
 def _train(trial: Trial, part: str) -> None:
     """Train where that has not been done, and score the part once."""
     from components.finetune.step import finetune
@@ -240,7 +274,8 @@ def _train(trial: Trial, part: str) -> None:
         training = settings.finetune.model_copy(update={**ALONE, "threads": 1})
         start = trial.backbone, settings.model, training, trial.seed, trial.start
         texts = trial.prompts, [trial.embeddings] if trial.embeddings else None
-        finetune(trial.training_set, trial.trained, trial.arm, *start, *texts)
+        strategy = strategy_of(trial.arm, settings)
+        finetune(trial.training_set, trial.trained, trial.arm, *start, *texts, strategy=strategy)
     data = TrainingSet.open(trial.training_set).for_model(reads_history(trial.backbone))
     impressions = data.table(part, [IMPRESSION_ID])[IMPRESSION_ID]
     probabilities = pa.array(_probabilities(trial, data, part))
@@ -252,13 +287,15 @@ def _probabilities(trial: Trial, data: TrainingSet, part: str) -> Floats:
     """A part's probabilities [n]; where the arm has learnt to map rows, new users and items are given theirs."""
     import torch
 
-    from components.evaluate.scoring import sound
+    from components.evaluate.scoring import sound, text_scores
     from components.training.checkpoints import load_model
     from components.training.device import pick_device
     from components.training.growth import FILE, NewRows, grown_for
     from components.training.loop import predict
     from components.training.texts import read_texts
 
+    if strategy_of(trial.arm, trial.settings) != ID:
+        return text_scores(trial.arm, trial.trained, trial.prompts, data, part)
     model, vocabulary = load_model(trial.trained), data.vocabulary
     if (trial.trained / FILE).is_file():
         assert trial.prompts and trial.embeddings  # noqa: S101  (maps of rows were learnt from them)

@@ -10,7 +10,7 @@ from components.deploy.step import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune", "evaluate", "register", "deploy"}
-STEPS |= {"materialize", "pretrain"}
+STEPS |= {"materialize", "pretrain", "reconstruct"}
 BASE = {"components.dataset", "components.run", "components.webhook"}
 LIBRARY = BASE | {"components.models", "components.objectives", "components.training"}
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,9 @@ from components.training.device import pick_device
 from components.training.group import Group
 from components.training.item_texts import give_texts, with_liked
 from components.training.launch import train_elsewhere
-from components.training.loop import TrainingError
-from components.training.optimizer import LazyAdam
-from components.training.progress import Progress, inputs_digest, load_optimizer, optimizer_state
+from components.training.progress import Progress, inputs_digest
 from components.training.seeds import seed_everything
+from components.training.stage import LOSS, Stage
 from components.training.texts import TextRows, Texts, read_texts
 from components.training.warm import CANDIDATE, begin_with, champion_checkpoint
 
@@ -42,8 +40,10 @@ PARTS = ("train", "valid")
 NEIGHBOURS = 6
 
 
-class Alignment:
+class Alignment(Stage):
     """One alignment in progress: the model, the heads, and the rows of both modalities on one device."""
+
+    log, section = log, "align"
 
     def __init__(
         self,
@@ -53,109 +53,31 @@ class Alignment:
         settings: AlignSettings,
         seed: int,
     ) -> None:
-        self.group = Group.join()
-        self.device = self.group.device
+        group = Group.join()
         self.settings = settings
-        self.model = model.to(self.device)
-        self.contrast = Contrast(texts, arrays, model.width, settings).to(self.device)
-        self.ids = {part: torch.from_numpy(rows.ids).to(self.device) for part, rows in arrays.items()}
-        self.generator = torch.Generator().manual_seed(seed)
-        self.group.prepare(self.model, self.contrast, seed=seed)
+        self.model = model.to(group.device)
+        self.contrast = Contrast(texts, arrays, model.width, settings).to(group.device)
+        self.ids = {part: torch.from_numpy(rows.ids).to(group.device) for part, rows in arrays.items()}
+        group.prepare(self.model, self.contrast, seed=seed)
         weights = [*self.model.parameters(), *self.contrast.heads.parameters()]
         groups: list[dict[str, Any]] = [{"params": weights, "lr": settings.learning_rate}]
         if isinstance(texts, LiveTexts):
             groups.append({"params": list(texts.learnt().values()), "lr": settings.plm_learning_rate})
-        self.weights = [weight for group in groups for weight in group["params"]]
-        self.optimizer = LazyAdam(groups, settings.learning_rate, settings.weight_decay)
-        size = min(settings.batch_size, len(self.ids["train"]))
-        self.batches = len(self.ids["train"]) // size
-        self.size = size
-        steps = self.batches * settings.epochs
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: self._rate(step, steps))
-        # Where it stands: steps done, the order of the epoch in progress, and the loss since the curve's last line.
-        self.steps, self.order = 0, self.generator.get_state()
-        self.total, self.since = torch.zeros((), device=self.device), 0
-        self.curve: list[dict[str, Any]] = []
+        modules = {"model": self.model, "contrast": self.contrast}
+        rows = torch.arange(len(self.ids["train"]), device=group.device)
+        super().__init__(modules, groups, rows, (LOSS,), settings, seed, group)
 
-    def train(self, progress: Progress | None = None) -> list[dict[str, Any]]:
-        """Run what is left of the epochs; a line of the curve for each tenth of one: the mean loss since the last."""
-        started = time.perf_counter()
-        while self.steps < self.batches * self.settings.epochs:
-            for epoch, loss in self._epoch(progress):
-                if not math.isfinite(loss):
-                    raise TrainingError("the alignment loss is no finite number; lower align.learning_rate")
-                seconds, started = round(time.perf_counter() - started, 3), time.perf_counter()
-                self.curve.append({"epoch": round(epoch, 3), "loss": loss, "seconds": seconds})
-                log.info("epoch %.2f of %d: loss %.4f, %.1f s", epoch, self.settings.epochs, loss, seconds)
-        return self.curve
-
-    def _rate(self, step: int, steps: int) -> float:
-        """Factor on the learning rate: linear from warmup_from, then constant."""
+    def rate(self, step: int, steps: int) -> float:
+        """Linear from warmup_from, then constant."""
         warmup = max(1, math.ceil(steps * self.settings.warmup_share))
         start = min(1.0, self.settings.warmup_from / self.settings.learning_rate)
         return min(1.0, start + (1.0 - start) * step / warmup)
 
-    def _epoch(self, progress: Progress | None) -> Iterator[tuple[float, float]]:
-        """Epochs done and the mean loss since the last time, about ten times an epoch, for what is left of one."""
-        self.model.train()
-        self.contrast.train()
-        self.order = self.generator.get_state()
-        order = torch.randperm(len(self.ids["train"]), generator=self.generator).to(self.device)
-        tenth = max(1, self.batches // 10)
-        for number in range(self.steps % self.batches + 1, self.batches + 1):
-            self._step(order[(number - 1) * self.size : number * self.size])
-            if number == self.batches or (number % tenth == 0 and self.batches - number >= tenth):
-                yield self.steps / self.batches, float(self.group.sum(self.total)) / self.since
-                self.total, self.since = torch.zeros_like(self.total), 0
-            if progress and progress.due():
-                self._keep(progress, ended=number == self.batches)
-
-    def _step(self, rows: Tensor) -> None:
-        loss = self._loss("train", rows)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.group.sum_gradients(self.weights)
-        self.optimizer.step()
-        self.schedule.step()
-        self.steps += 1
-        # Losses are summed on the device: reading each one would make a GPU wait.
-        self.total += loss.detach()
-        self.since += 1
-
-    def _keep(self, progress: Progress, ended: bool) -> None:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        # What a PLM's mode leaves as it was need not be kept.
-        fixed = {name for name, weight in self.contrast.named_parameters() if not weight.requires_grad}
-        told = self.contrast.state_dict().items()
-        tensors |= {f"contrast.{name}": value for name, value in told if name not in fixed}
-        moments, rates = optimizer_state(self.optimizer, "optimizer")
-        order = self.generator.get_state() if ended else self.order
-        tensors |= {**moments, "order": order, "total": self.group.gather(self.total)}
-        state = {"steps": self.steps, "since": self.since, "curve": self.curve, "optimizer": rates}
-        progress.keep(tensors, {**state, "schedule": self.schedule.last_epoch})
-
-    def go_on(self, progress: Progress) -> None:
-        """Take up where an earlier alignment of the same name was killed."""
-        found = progress.find()
-        if found is None:
-            return
-        tensors, state = found
-        for module, part in ((self.model, "model."), (self.contrast, "contrast.")):
-            kept = {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
-            module.load_state_dict(kept, strict=False)
-        load_optimizer(self.optimizer, "optimizer", tensors, state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]
-        self.generator.set_state(tensors["order"])
-        self.total = tensors["total"][self.group.rank].to(self.device)
-        self.steps, self.since, self.curve = state["steps"], state["since"], state["curve"]
-        log.info("going on after %d batches, from a checkpoint", self.steps)
-
-    def _loss(self, part: str, rows: Tensor) -> Tensor:
-        """The loss of a batch, or in a group this process's part of it."""
+    def losses(self, rows: Tensor) -> dict[str, Tensor]:
+        """The contrast of a batch."""
         mine = rows[self.group.share(len(rows))]
-        representation = self.model.representation(self.ids[part][mine])
-        loss: Tensor = self.contrast(part, mine, representation, self.group, len(rows))
-        return loss
+        representation = self.model.representation(self.ids["train"][mine])
+        return {LOSS: self.contrast("train", mine, representation, self.group, len(rows))}
 
     def health(self) -> dict[str, Any]:
         """The health report on validation rows, which alignment has not seen."""

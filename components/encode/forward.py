@@ -63,7 +63,7 @@ def load_model(spec: PlmSpec) -> Any:
     Raises:
         UserError: as `load_plm`.
     """
-    from components.encode.bert import Bert, is_plain_bert
+    from components.models.bert import Bert, is_plain_bert
 
     folder = locate(spec)
     return Bert(folder).eval() if is_plain_bert(spec, folder) else load_plm(spec).model

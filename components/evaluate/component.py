@@ -18,6 +18,9 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     roc: dsl.Output[dsl.ClassificationMetrics],
     aligned: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045  (kfp knows this spelling only)
+    plm: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
+    both: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
+    prompts: Optional[dsl.Input[dsl.Dataset]] = None,  # noqa: UP045
 ) -> None:
     """Score every arm, and the registered champion, on the same test rows.
 
@@ -31,13 +34,19 @@ def evaluate(
         metrics: The candidate's AUC, log loss and so on.
         roc: The candidate's ROC curve.
         aligned: The aligned arm's model, where there is one.
+        plm: The model of the language model alone, where it is reported.
+        both: The model of both halves, where it is reported.
+        prompts: The prompt_transform step's folder, which these two read.
     """
     from pathlib import Path
 
     from components.run import step
 
-    arms = {"collaborative": Path(collaborative.path)} | ({arm: Path(aligned.path)} if aligned else {})
+    given = {"collaborative": collaborative, arm: aligned, f"{arm}_plm": plm, f"{arm}_both": both}
+    given |= {arm: collaborative} if arm == "collaborative" else {}
+    arms = {name: Path(model.path) for name, model in given.items() if model}
     rows, output = Path(training_set.path), Path(evaluation.path)
+    texts = Path(prompts.path) if prompts else None
     with step("evaluate", output, [rows, *arms.values()]):
         from components.evaluate.faces import log_metrics
         from components.evaluate.settings import EvaluateSettings
@@ -45,5 +54,5 @@ def evaluate(
         from components.registry.client import champion_of
 
         with champion_of(dataset) as champion:
-            results = evaluate(rows, arms, arm, output, EvaluateSettings(**settings), champion)
+            results = evaluate(rows, arms, arm, output, EvaluateSettings(**settings), champion, texts)
         log_metrics(results, metrics, roc)

@@ -23,7 +23,7 @@ COLLABORATIVE = "collaborative"
 #: Slices whose lift is resampled too; the others have DeLong's interval alone.
 RESAMPLED = ("warm", "cold")
 #: Steps that a run without alignment would not have.
-ALIGNMENT_STEPS = ("prompt_transform", "encode", "align", "pretrain")
+ALIGNMENT_STEPS = ("prompt_transform", "encode", "align", "pretrain", "reconstruct")
 
 
 def lift(

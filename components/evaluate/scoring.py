@@ -14,6 +14,7 @@ import pyarrow as pa
 from components.dataset.bundle import Bundle, BundleError
 from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
+from components.dataset.training_set import TrainingSet
 from components.evaluate.settings import EvaluateSettings
 from components.training.metrics import Floats
 
@@ -58,6 +59,34 @@ def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, settings: Evalua
         return sound(f"arm '{arm}'", predict(model, ids[:, : model.layout.width], settings.batch_size))
 
     return score
+
+
+def text_scores(arm: str, checkpoint: Path, prompts: Path | None, data: TrainingSet, part: str) -> Floats:
+    """Probabilities [n] of a part's rows by an arm that scores with the PLM.
+
+    Raises:
+        UserError: the prompts are not given, or the arm was trained on another training set.
+    """
+    from components.training.device import pick_device
+    from components.training.strategies import load_text_learner
+
+    if prompts is None:
+        raise UserError(
+            f"arm '{arm}' scores with the PLM, which reads prompts; give the prompt_transform step's folder"
+        )
+    learner = load_text_learner(checkpoint, prompts, part, pick_device())
+    data = data.for_model(learner.model.reads_history)
+    if learner.model.layout != data.layout:
+        raise UserError(f"arm '{arm}': {checkpoint} was trained on another training set; run finetune again")
+    return sound(f"arm '{arm}'", learner.predict(part, data.arrays(part).ids))
+
+
+def scores_with_text(checkpoint: Path) -> bool:
+    """Whether an arm's score needs the PLM."""
+    from components.training.strategies import ID, strategy_of
+
+    needed: bool = strategy_of(checkpoint) != ID
+    return needed
 
 
 def sound(name: str, probabilities: npt.ArrayLike) -> Floats:

@@ -17,7 +17,7 @@ from components.dataset.spec import IMPRESSION_ID
 from components.dataset.training_set import SplitArrays, TrainingSet
 from components.evaluate.degradation import degradation
 from components.evaluate.lift import COLLABORATIVE, cost, lift
-from components.evaluate.scoring import Champion, arm_scorer, score_champion
+from components.evaluate.scoring import Champion, arm_scorer, score_champion, scores_with_text, text_scores
 from components.evaluate.settings import EvaluateSettings
 from components.evaluate.slices import Mask, slices
 from components.evaluate.summary import curves, summarise
@@ -66,6 +66,7 @@ def evaluate(
     output: Path,
     settings: EvaluateSettings,
     champion: Path | None = None,
+    prompts: Path | None = None,
 ) -> Content:
     """Measure the arms on the test part and write the evaluation's folder.
 
@@ -76,19 +77,26 @@ def evaluate(
         output: Folder written: metrics.json, curves.json, lift.json, degradation.json, scores_<arm>.parquet.
         settings: How to measure.
         champion: Folder of the registered champion's bundle, where there is one.
+        prompts: The prompt_transform step's folder, for arms that score with the PLM.
 
     Returns:
         The content of metrics.json, and of curves.json under 'curves'.
 
     Raises:
-        UserError: the candidate is no arm, or an arm belongs to another training set.
+        UserError: the candidate is no arm, or scores with the PLM, or an arm belongs to another training set.
         ScoreError: an arm's scores are NaN or no probabilities.
     """
     if candidate not in arms:
         raise UserError(f"candidate '{candidate}' is no arm; write one of {', '.join(sorted(arms))}")
+    by_text = {arm for arm, path in arms.items() if scores_with_text(path)}
+    if candidate in by_text:
+        raise UserError(f"candidate '{candidate}' scores with the PLM, and cannot be served; train it by strategy id")
     rows = _Rows.read(training_set, settings)
-    scorers = {arm: arm_scorer(arm, path, rows.data.layout, settings) for arm, path in arms.items()}
+    scorers = {
+        arm: arm_scorer(arm, path, rows.data.layout, settings) for arm, path in arms.items() if arm not in by_text
+    }
     scores = {arm: scorer(rows.arrays.ids) for arm, scorer in scorers.items()}
+    scores |= {arm: text_scores(arm, arms[arm], prompts, rows.data, TEST) for arm in arms if arm in by_text}
     beaten = None if champion is None else score_champion(champion, rows.data.table(TEST), settings.batch_size)
     content = _metrics(rows, scores, candidate, beaten)
     if beaten is not None and beaten.probabilities is not None:

@@ -20,6 +20,7 @@ def finetune(
     prompts: Optional[dsl.Input[dsl.Dataset]] = None,  # noqa: UP045
     embeddings: Optional[dsl.Input[list[dsl.Artifact]]] = None,  # noqa: UP045
     champion: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
+    strategy: str = "id",
 ) -> None:
     """Train the collaborative model on clicks, from an aligned checkpoint or from scratch.
 
@@ -35,6 +36,7 @@ def finetune(
         prompts: The prompt_transform step's folder, for mapped rows and alignment beside the clicks; or none.
         embeddings: The encode step's folders; or none.
         champion: The retrieve step's checkpoints of the champion, for a warm start without an aligned model; or none.
+        strategy: id: the collaborative model scores; plm, both: the language model does, alone or beside it.
     """
     from pathlib import Path
 
@@ -47,6 +49,7 @@ def finetune(
         from components.finetune.settings import FinetuneSettings
         from components.finetune.step import finetune
         from components.models.config import BackboneConfig
+        from components.training.strategies import checked
 
         arguments = arm, backbone, BackboneConfig(**model), FinetuneSettings(**settings), int(seed), start
-        finetune(rows, output, *arguments, said, shards, best)
+        finetune(rows, output, *arguments, said, shards, best, checked(strategy))

@@ -30,6 +30,9 @@ class FinetuneSettings(LoopSettings):
         default=(), description="Sides whose ids' rows a learnt map of their texts is added to; new ids get rows by it."
     )
     auxiliary: AuxiliarySettings = AuxiliarySettings()
+    cache_megabytes: int = Field(
+        default=1024, ge=0, description="flip, strategies plm and both: memory for a frozen PLM's states."
+    )
     frozen: bool = Field(default=False, description="srp4ctr: leave the pre-trained sequence encoder as it is.")
 
     @model_validator(mode="after")

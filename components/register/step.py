@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components import webhook
+from components.dataset.errors import UserError
 from components.models.plm import PlmSpec
 from components.register.card import gate_card as card_text
 from components.register.export import Source, write_bundle
@@ -62,9 +63,11 @@ def register(
         pieces: Folders of other steps for the report: validation, prompts, alignment, collaborative, aligned.
 
     Raises:
-        UserError: the model was trained on another training set, or the registry's address is no registry.
+        UserError: the model scores with the PLM, or was trained on another training set, or the registry's address is
+            no registry.
         RuntimeError: the ONNX model is not faithful, or may hold something of the PLM (PlmFoundError).
     """
+    _refuse_unservable(model)
     given = dict(pieces or {})
     findings = Findings.read(training_set, evaluation, given)
     named = {"run_id": run_name(run, training_set, model), "pipeline_run": os.environ.get("TANDEM_RUN_ID")}
@@ -93,6 +96,18 @@ def register(
     webhook.tell(card, event="judged", reasons=list(final.reasons), **facts)
     log.info("verdict: %s; %s", final.verdict, "; ".join(final.reasons))
     return RegisterResult(final.verdict, list(final.reasons), version)
+
+
+def _refuse_unservable(model: Path) -> None:
+    """Let nothing pass whose score needs the PLM: its collaborative half alone would not give the evaluated score."""
+    from components.training.strategies import ID, strategy_of
+
+    strategy = strategy_of(model)
+    if strategy != ID:
+        raise UserError(
+            f"{model}: strategy {strategy} scores with the PLM, which is never served; it is reported as an arm, and "
+            "only the collaborative half can be registered: train it by strategy id"
+        )
 
 
 def run_name(run: RunInfo, training_set: Path, model: Path) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -84,6 +87,21 @@ class Learner(nn.Module):
             term = self.contrast("train", rows[seen], representation[seen], group, count)
             objective = objective + self.weight * term
         return loss, objective
+
+    def weight_groups(self, settings: LoopSettings) -> list[dict[str, Any]]:
+        """The optimizer's groups of weights, each with its rate: embedding rows may have one of their own."""
+        return self.groups_without([], settings)
+
+    def groups_without(self, others: Iterable[nn.Parameter], settings: LoopSettings) -> list[dict[str, Any]]:
+        """The groups of all weights but some."""
+        rows = {id(parameter) for parameter in self.model.embedding.parameters()}
+        left_out = {id(parameter) for parameter in others}
+        kinds: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for parameter in self.parameters():
+            if id(parameter) not in left_out:
+                kinds[id(parameter) in rows].append(parameter)
+        rates = {False: settings.learning_rate, True: settings.learning_rate * settings.embedding_rate}
+        return [{"params": parameters, "lr": rates[are_rows]} for are_rows, parameters in kinds.items()]
 
     def predict(
         self, part: str, ids: npt.NDArray[np.integer], batch_size: int = 8192, first: int = 0

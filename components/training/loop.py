@@ -116,7 +116,7 @@ class _Training:
     def __init__(self, learner: Learner, batches: Batches, settings: LoopSettings, seed: int, group: Group) -> None:
         self.learner, self.batches, self.settings, self.group = learner, batches, settings, group
         group.prepare(learner, seed=seed)
-        self.optimizer = _optimizer(learner, settings)
+        self.optimizer = LazyAdam(learner.weight_groups(settings), lr=settings.learning_rate)
         # Two of them: the batches are the same whether ids are hidden or not.
         self.generator, self.hiding = (torch.Generator().manual_seed(seed) for _ in range(2))
         self.result, self.best, self.since = FitResult(), _weights(learner), 0
@@ -202,17 +202,6 @@ class _Training:
         best = max((line.valid_auc for line in history), default=-math.inf)
         self.result = FitResult(state["best_epoch"], best, history)
         log.info("going on in epoch %d after %d batches, from a checkpoint", self.epoch, self.done)
-
-
-def _optimizer(learner: Learner, settings: LoopSettings) -> LazyAdam:
-    """Adam, lazy for tables with sparse gradients; embedding rows may have a rate of their own."""
-    rows = {id(parameter) for parameter in learner.model.embedding.parameters()}
-    kinds: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for parameter in learner.parameters():
-        kinds[id(parameter) in rows].append(parameter)
-    rates = {False: settings.learning_rate, True: settings.learning_rate * settings.embedding_rate}
-    groups = [{"params": parameters, "lr": rates[are_rows]} for are_rows, parameters in kinds.items()]
-    return LazyAdam(groups, lr=settings.learning_rate)
 
 
 def _measured(learner: Learner, valid: SplitArrays, group: Group) -> tuple[float, float]:

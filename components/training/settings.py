@@ -27,6 +27,15 @@ class ProcessSettings(BaseModel):
     )
 
 
+class StageSettings(ProcessSettings):
+    """How long, in what batches and how fast a model learns before it learns from clicks."""
+
+    epochs: int = Field(default=1, ge=1, le=1000, description="Epochs over the train part.")
+    batch_size: int = Field(default=1024, ge=2, le=65536, description="Rows of a batch, each other's negatives.")
+    learning_rate: float = Field(default=5e-4, gt=0, lt=1, description="AdamW's learning rate after the warm-up.")
+    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay.")
+
+
 class LoopSettings(ProcessSettings):
     """How a collaborative model is trained on clicks."""
 
@@ -36,6 +45,9 @@ class LoopSettings(ProcessSettings):
     embedding_l2: float = Field(default=1e-4, ge=0, description="L2 penalty on the embedding rows of a batch.")
     embedding_rate: float = Field(default=1.0, ge=0, le=100, description="Factor on the embeddings' learning rate.")
     frozen_epochs: int = Field(default=0, ge=0, le=1000, description="Epochs before the embeddings are trained too.")
+    plm_learning_rate: float = Field(
+        default=5e-5, gt=0, lt=1, description="flip, strategies plm and both: AdamW's rate of the PLM's weights."
+    )
     patience: int = Field(default=2, ge=1, description="Epochs without a better validation AUC before it stops.")
     plateau_factor: float = Field(
         default=1.0, gt=0, le=1, description="Factor on the learning rate after an epoch without a better AUC."

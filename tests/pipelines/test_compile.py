@@ -36,7 +36,7 @@ METHODS = get_args(Method)
 PIPELINES = (*METHODS, "materialize")
 KINDS = ("parameters", "artifacts")
 OUTPUTS = "outputDefinitions"
-ON_GPU = {"encode", "align", "pretrain", "finetune", "finetune-2"}
+ON_GPU = {"encode", "align", "pretrain", "reconstruct", "finetune", "finetune-2"}
 
 
 def compiled(name: str, folder: Path) -> str:

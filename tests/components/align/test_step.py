@@ -18,6 +18,7 @@ from components.models.config import BackboneConfig
 from components.models.registry import build_backbone, reads_history
 from components.training.checkpoints import load_model, save_model
 from components.training.loop import TrainingError
+from components.training.stage import LOSS
 from tests.components.evaluate.logs import training_set
 
 SEQUENCE = BackboneConfig(embedding_dim=8, hidden=(8,), queries=2, encoder_layers=1, dropout=0.0)
@@ -165,8 +166,8 @@ def test_embeddings_that_are_no_numbers_are_refused(inputs, tmp_path):
 
 
 def test_a_loss_that_is_no_number_leaves_nothing(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(Alignment, "_loss", lambda self, *_: self.contrast.heads.text.weight.sum() * math.nan)
-    with pytest.raises(TrainingError, match="learning_rate"):
+    monkeypatch.setattr(Alignment, "losses", lambda self, _: {LOSS: self.contrast.heads.text.weight.sum() * math.nan})
+    with pytest.raises(TrainingError, match="the align loss is no finite number; lower its learning_rate"):
         aligned(inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -174,7 +175,7 @@ def test_a_loss_that_is_no_number_leaves_nothing(inputs, tmp_path, monkeypatch):
 def test_the_rate_rises_linearly_and_stays():
     work = Alignment.__new__(Alignment)
     work.settings = AlignSettings(learning_rate=5e-4, warmup_from=1e-5, warmup_share=0.1)
-    rates = [5e-4 * work._rate(step, 100) for step in (0, 5, 10, 99)]
+    rates = [5e-4 * work.rate(step, 100) for step in (0, 5, 10, 99)]
     assert rates == pytest.approx([1e-5, 2.55e-4, 5e-4, 5e-4])
 
 

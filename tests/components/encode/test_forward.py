@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.dataset.errors import UserError
-from components.encode.bert import Bert, is_plain_bert
 from components.encode.forward import Encoder, TorchForward, is_short_of_memory, load_model, padded
+from components.models.bert import Bert, is_plain_bert
 from components.models.plm import PlmSpec, load_plm, locate
 from tests.components.encode.tiny import save_bert
 

@@ -203,7 +203,7 @@ def test_out_of_memory_is_said_and_survived(tmp_path, bert, monkeypatch, caplog)
     (site / "sitecustomize.py").write_text(
         "import sys, resource\n"
         "if 'components.encode.worker' in ' '.join(sys.orig_argv):\n"
-        "    import torch, safetensors.torch, components.encode.bert\n"
+        "    import torch, safetensors.torch, components.models.bert\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + 250_000_000,) * 2)\n"
     )

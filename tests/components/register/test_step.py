@@ -8,6 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from components.dataset.bundle import Bundle
+from components.dataset.errors import UserError
 from components.register.gate import Verdict, judge
 from components.register.registration import Kept, Registration
 from components.register.report import Findings
@@ -17,6 +18,7 @@ from components.registry import aliases, client
 from components.registry.connection import connect
 from components.run import read_json, write_json
 from components.training.checkpoints import load_model
+from components.training.strategies import ABOUT
 from tests.components.register.making import champion, figures, metrics
 from tests.components.registry.making import add_version, new_dataset, pointed, promote, said
 
@@ -168,6 +170,18 @@ def test_the_backends_run_and_the_settings_are_on_record(made, tmp_path, home, m
     assert params["lineage.pipeline_run"] == version.tags["tandem.pipeline_run"] == "of-kubeflow"
     assert Bundle.open(paths[0]).manifest["lineage"]["pipeline_run"] == "of-kubeflow"
     assert "learning_rate 0.25, auxiliary weight 0" in paths[1].read_text()
+
+
+@pytest.mark.parametrize("strategy", ["plm", "both"])
+def test_what_scores_with_the_plm_is_refused_with_the_reason(made, tmp_path, strategy):
+    model = shutil.copytree(made.model, tmp_path / "model")
+    (model / ABOUT).write_text(json.dumps({"strategy": strategy}))
+    outputs = tmp_path / "bundle", tmp_path / "report.html", tmp_path / "card.md"
+    before = connect().search_model_versions()
+    with pytest.raises(UserError, match=f"strategy {strategy} scores with the PLM.*only the collaborative half"):
+        register(made.training_set, made.evaluation, model, *outputs, GATE, run_info("with-plm"))
+    assert not any(path.exists() for path in outputs)
+    assert len(connect().search_model_versions()) == len(before)
 
 
 def test_a_run_without_a_name_gets_one_from_what_it_made(made, monkeypatch):

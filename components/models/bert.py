@@ -1,4 +1,4 @@
-"""BERT's encoder in torch alone, for the encode step's workers.
+"""BERT's encoder in torch alone, for a PLM that only reads.
 
 transformers takes seconds to import, in every worker of every run; most encoders of sentences are BERTs, and this is
 all of one that a forward pass needs. The vectors equal those of transformers (a test holds them together). Query, key
