@@ -23,7 +23,9 @@ log = logging.getLogger("tandem")
 STEPS = "steps.json"
 #: In a folder of checkpoints to begin with: whose they are; empty where training starts anew.
 CHAMPION = "champion.json"
-#: How failure.json names the errors that are not faults of ours.
+#: In the run's folder: the step that failed, and why.
+FAILURE = "failure.json"
+#: How it names the errors that are not faults of ours.
 KINDS = {UserError: "user", ValidationStoppedError: "validation"}
 
 
@@ -81,7 +83,7 @@ def step(name: str, output: Path | None = None, inputs: Iterable[Path] = ()) -> 
     except Exception as error:
         kind = next((kind for type_, kind in KINDS.items() if isinstance(error, type_)), "error")
         message = str(error) or type(error).__name__
-        write_json(folder / "failure.json", {"kind": kind, "step": name, "message": message})
+        write_json(folder / FAILURE, {"kind": kind, "step": name, "message": message})
         named = os.environ.get("TANDEM_RUN_DIR") or os.environ.get("TANDEM_RUN_ID")
         run = folder.name if named else None
         said = f"Tandem run{f' {run}' if run else ''}: step {name} failed ({kind}): {message}"

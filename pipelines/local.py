@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -14,12 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.dataset.catalog import load_spec
 from components.dataset.errors import UserError, ValidationStoppedError
-from components.run import home, read_json
+from components.run import FAILURE, home, read_json
 from pipelines.settings import RunSettings
 
 if TYPE_CHECKING:
     from kfp.dsl.base_component import BaseComponent
+
+log = logging.getLogger("tandem.run")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,6 @@ def prepare(dataset: str) -> str:
     Raises:
         UserError: there is no such data set, or a file or column of it is missing.
     """
-    from components.dataset.catalog import load_spec
     from components.dataset.sample import ensure
     from components.dataset.sources import check_sources
     from components.run import data_home
@@ -95,8 +98,36 @@ def run_locally(settings: RunSettings, follow: bool = True) -> RunResult:
         raise UserError(f"--run-id {settings.run_id}: {folder} exists; choose another name")
     from pipelines.training import training_pipeline
 
-    outputs = execute(training_pipeline(settings), settings.parameters(), folder, follow)
+    try:
+        outputs = execute(training_pipeline(settings), settings.parameters(), folder, follow)
+    except Exception as error:
+        _record_failure(settings, folder, error)
+        raise
     return _gather(settings, folder, outputs)
+
+
+def _record_failure(settings: RunSettings, folder: Path, error: Exception) -> None:
+    """Leave a failed run in MLflow, where the register step did not come to write it.
+
+    On a cluster the backend keeps its failed runs, and not every step's pod may write to MLflow.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from components.registry import tracking
+    from components.registry.client import model_name
+    from components.registry.connection import connect
+
+    told = folder / FAILURE
+    step = read_json(told)["step"] if told.is_file() else ""
+    try:
+        client = connect()
+        tags = {tracking.DATASET_TAG: load_spec(settings.dataset).name}
+        run = tracking.parent_run(client, model_name(settings.dataset), settings.run_id, tags)
+        tracking.log_figures(client, run, settings.model_dump(mode="json"), {})
+        tracking.log_failure(client, run, step, str(error))
+    except (MlflowException, OSError) as problem:
+        # Who reads this has an error to mend already; that one goes on.
+        log.warning("the failed run is not in MLflow: %s", problem)
 
 
 def materialize_locally(dataset: str, end: str, full: bool, follow: bool = True) -> dict[str, Any]:
@@ -164,7 +195,7 @@ def _without_retries(pipeline: BaseComponent) -> BaseComponent:
 
 def _explained(folder: Path, error: Exception) -> Exception:
     """The error of the step that failed, as it told it in failure.json."""
-    told = folder / "failure.json"
+    told = folder / FAILURE
     if not told.exists():
         return RuntimeError(f"{error}; see {folder / 'kfp.log'}")
     failure = read_json(told)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 DATASET_TAG = "tandem.dataset"
-#: What MLflow takes in one call, and in the value of a parameter.
-METRICS_AT_ONCE, PARAMS_AT_ONCE, PARAM_LENGTH = 1000, 100, 6000
+FAILED_STEP_TAG, FAILURE_TAG = "tandem.failed_step", "tandem.failure"
+#: What MLflow takes in one call, and in the values of a parameter and of a tag.
+METRICS_AT_ONCE, PARAMS_AT_ONCE, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
 #: MLflow takes a slash, but no name that is not a tidy path: 'a//b' is none.
 UNFIT = re.compile(r"[^\w\-.: ]")
 #: Of each part of a dotted name, such as a slice's, which holds a value of the data: MLflow takes 250 in all.
@@ -90,6 +91,14 @@ def finish(client: MlflowClient, run: Run) -> None:
     """Close a run, unless the backend that injected it is to do so."""
     if os.environ.get("MLFLOW_RUN_ID") != run.info.run_id:
         client.set_terminated(run.info.run_id)
+
+
+def log_failure(client: MlflowClient, run: Run, step: str, message: str) -> None:
+    """Say which step failed and why, and close the run as failed; one that is injected is left open."""
+    client.set_tag(run.info.run_id, FAILED_STEP_TAG, step)
+    client.set_tag(run.info.run_id, FAILURE_TAG, message[:TAG_LENGTH])
+    if os.environ.get("MLFLOW_RUN_ID") != run.info.run_id:
+        client.set_terminated(run.info.run_id, "FAILED")
 
 
 def _log_step(client: MlflowClient, parent: Run, step: StepRun) -> None:

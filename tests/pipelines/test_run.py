@@ -141,7 +141,15 @@ def test_a_fault_in_a_step_is_named(ran, tmp_path):
     blocked = tmp_path / "home"
     blocked.mkdir()
     (blocked / "encodings").write_text("a file where a folder must be")
-    done = tandem("run", "--dataset", folder / "shop.yaml", *QUICKLY, home=blocked)
+    done = tandem("run", "--dataset", folder / "shop.yaml", "--run-id", "blocked", *QUICKLY, home=blocked)
     assert done.returncode in {1, 2}
     assert "encod" in done.stderr.splitlines()[-1]
+    client = MlflowClient(f"sqlite:///{blocked / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "tandem-shop"]
+    (failed,) = client.search_runs([experiment.experiment_id])
+    assert failed.info.status == "FAILED"
+    assert (failed.data.tags["tandem.run_id"], failed.data.tags["tandem.failed_step"]) == ("blocked", "encode")
+    assert "encod" in failed.data.tags["tandem.failure"]
+    assert failed.data.params["backbone"] == "autoint"
+    assert not client.search_registered_models()
     assert yaml.safe_load((folder / "shop.yaml").read_text())["name"] == "shop"

@@ -46,6 +46,15 @@ def test_a_run_of_ours_is_closed(mlflow, name):
     assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
 
 
+def test_a_failed_run_says_where_and_why(mlflow, name):
+    run = tracking.parent_run(mlflow, name, "a", {})
+    tracking.log_failure(mlflow, run, "align", "the loss is no number" + "!" * 9000)
+    assert mlflow.get_run(run.info.run_id).info.status == "FAILED"
+    tags = data_of(mlflow, run).tags
+    assert tags[tracking.FAILED_STEP_TAG] == "align"
+    assert tags[tracking.FAILURE_TAG].startswith("the loss is no number!")
+
+
 def test_the_environment_names_the_experiment(mlflow, name, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team-" + name)
     run = tracking.parent_run(mlflow, name, "a", {})
