@@ -63,9 +63,14 @@ def request(layout: Any, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 def flops(work: Work) -> int:
     """What torch counts while some work is done."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Of attention torch counts the forms that GPUs run, and not a CPU's.
+    def of_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: of_attention}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         work()
     return int(counter.get_total_flops())
 
