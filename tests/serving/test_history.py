@@ -1,0 +1,87 @@
+"""A model that reads the user's history, over HTTP: what is pushed changes the next answer, and by what it should."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.dataset.catalog import load_spec
+from components.dataset.events import LABELS, MOMENTS
+from components.dataset.spec import EVENT_TIMESTAMP
+from components.dataset.training_set import TrainingSet
+from components.training.checkpoints import load_model
+from components.training.loop import predict
+from tests.pipelines.shop import QUICKLY, tandem, write_shop, write_spec
+from tests.serving.conftest import started
+
+ITEMS = [f"s{number}" for number in range(12)]
+HISTORY = {"length": 5, "fields": ["colours"], "behaviour": ["device"]}
+SMALL = ("pretrain.epochs=2", "model.encoder_layers=1", "model.queries=2", "finetune.batch_size=32")
+
+
+@pytest.fixture(scope="module")
+def sequences(made_once) -> Path:
+    """A shop with a history, whose deployed model was pre-trained on it."""
+
+    def fill(folder: Path) -> None:
+        write_shop(folder)
+        settings = [*QUICKLY, *(word for assignment in SMALL for word in ("--set", assignment))]
+        dataset = write_spec(folder, history=HISTORY)
+        done = tandem(
+            "run", "--dataset", dataset, "--method", "srp4ctr", "--run-id", "first", *settings, home=folder / "home"
+        )
+        assert done.returncode == 0, done.stderr
+
+    return made_once("deployed-sequences", fill)
+
+
+def online(folder: Path, user: str) -> dict[str, list[object]]:
+    """The user's row in the online store, as columns of one row."""
+    from feature_repo.store import online_rows, open_store
+
+    spec = load_spec(str(folder / "shop.yaml"))
+    return online_rows(open_store(spec), spec, "user", [user])
+
+
+def by_torch(folder: Path, user: str) -> np.ndarray:
+    """What the trained checkpoint makes of the user's online row and the items' offline ones."""
+    (training_set,) = folder.glob("home/runs/first/artifacts/*/retrieve/training_set")
+    (trained,) = folder.glob("home/runs/first/artifacts/*/finetune-2/trained")
+    data = TrainingSet.open(training_set)
+    items = {row["item_id"]: row for row in data.table("train").to_pylist()}
+    known = {name: values[0] for name, values in online(folder, user).items()}
+    rows = [{**items[item], **known, "device": "phone", EVENT_TIMESTAMP: datetime.now(UTC)} for item in ITEMS]
+    ids = data.vocabulary.encode({name: [row.get(name) for row in rows] for name in data.vocabulary.columns})
+    return predict(load_model(trained), ids)
+
+
+def test_an_event_that_is_pushed_is_read_by_the_next_request(sequences, tmp_path, monkeypatch):
+    monkeypatch.setenv("TANDEM_HOME", str(sequences / "home"))
+    before = online(sequences, "c1")
+    # In the middle of a bucket of gaps, so that seconds do not matter.
+    moment = datetime.now(UTC) - timedelta(seconds=6000)
+    event = {"user_id": "c1", "item_id": "s3", "label": 1, "event_timestamp": moment.isoformat()}
+    (tmp_path / "events.jsonl").write_text(json.dumps({**event, "context": {"device": "desktop"}}) + "\n")
+    with started(sequences, tmp_path / "log") as service:
+
+        def asked() -> np.ndarray:
+            answer = service.post("/rank", {"user_id": "c1", "item_ids": ITEMS, "context": {"device": "phone"}}).json()
+            assert answer["degraded"] == []
+            scores = {item["item_id"]: item["probability"] for item in answer["items"]}
+            return np.array([scores[item] for item in ITEMS])
+
+        first = asked()
+        np.testing.assert_allclose(first, by_torch(sequences, "c1"), atol=1e-5)
+        done = tandem("push", tmp_path / "events.jsonl", "--dataset", sequences / "shop.yaml", home=sequences / "home")
+        assert (done.returncode, done.stdout) == (0, "1 users written\n"), done.stderr
+        second = asked()
+    after = online(sequences, "c1")
+    (seen,), (labels,), (moments,) = (after[name] for name in ("history_product_id", LABELS, MOMENTS))
+    assert (seen[-1], labels[-1], moments[-1]) == ("s3", 1, round(moment.timestamp() * 1e6))
+    assert list(seen[:-1]) == list(before["history_product_id"][0])[-4:]
+    np.testing.assert_allclose(second, by_torch(sequences, "c1"), atol=1e-5)
+    assert np.abs(second - first).max() > 1e-3
