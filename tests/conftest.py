@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
 
 from tests.pipelines.shop import QUICKLY, tandem, write_shop
+
+# PySpark takes a process whose main module has neither a file nor a spec, as a worker of xdist has, for one that runs
+# its own doctests, and ends it. A spec without a name tells it otherwise, and tells multiprocessing nothing.
+if not hasattr(sys.modules["__main__"], "__file__") and sys.modules["__main__"].__spec__ is None:
+    sys.modules["__main__"].__spec__ = SimpleNamespace(name=None)
 
 # A test that times itself fails on a machine that others use too.
 settings.register_profile("untimed", deadline=None)
