@@ -13,8 +13,7 @@ from components.dataset.bundle import SPEC
 from components.dataset.errors import UserError
 from components.dataset.spec import identifier_of, read_spec
 from components.run import home, read_json
-from serving.promotion import ALIASES, CHAMPION
-from serving.settings import PREFIX, ServeSettings
+from serving.settings import ALIASES, CHAMPION, PREFIX, ServeSettings
 
 log = logging.getLogger("tandem.registry")
 ROOT = Path(__file__).resolve().parents[1]

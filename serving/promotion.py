@@ -17,11 +17,10 @@ from typing import Any
 
 from components.run import read_json
 from serving.ranker import Ranker
+from serving.settings import ALIASES, CANDIDATE, CHAMPION
 
 log = logging.getLogger("tandem.serving")
 
-CHAMPION, CANDIDATE = "champion", "candidate"
-ALIASES = "aliases.json"
 #: Seconds until a version that was refused is tried again.
 AGAIN = 15.0
 

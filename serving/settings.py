@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from components.dataset.errors import UserError
 
+#: In the folder of models: the version behind each alias, and the aliases that are served.
+ALIASES = "aliases.json"
+CHAMPION, CANDIDATE = "champion", "candidate"
+
 PREFIX = "TANDEM_SERVE_"
 #: The most candidates that a request may ever name; `max_candidates` may say less.
 MAX_ITEMS = 1000

@@ -146,7 +146,7 @@ def copied(stage: str) -> list[str]:
     [
         (["serving.service"], list(SOURCES)),
         (["serving.service"], copied("serve-source")),
-        (["pipelines.cli", "components.registry.mirror"], copied("follow-source")),
+        (["pipelines.cli", "pipelines.service", "components.registry.mirror"], copied("follow-source")),
     ],
 )
 def test_what_is_packed_holds_all_that_it_imports(modules, patterns):
