@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from components.dataset.bundle import SPEC
@@ -67,13 +68,11 @@ def follow(dataset: str, folder: Path, every: float, version: str | None, beside
     _give_way(beside)
     from components.registry.mirror import mirror
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    while beside is None or os.getppid() == beside:
+    for _ in _rounds(every, beside):
         try:
             mirror(dataset, folder, version)
         except Exception as error:  # the registry is away: what is served stays, and it may come back
             log.warning("the registry cannot be followed: %s", error)
-        _wait(every, beside)
 
 
 def push_feedback(dataset: str, folder: Path | None, every: float, beside: int | None) -> None:
@@ -93,10 +92,9 @@ def push_feedback(dataset: str, folder: Path | None, every: float, beside: int |
     from components.monitor.pushing import Pusher
     from feature_repo.store import open_store
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     spec = load_spec(dataset)
     pusher = Pusher(open_store(spec), spec, folder or home() / "served" / spec.identifier)
-    while beside is None or os.getppid() == beside:
+    for _ in _rounds(every, beside):
         try:
             changed = pusher.look()
         except UserError:
@@ -106,7 +104,6 @@ def push_feedback(dataset: str, folder: Path | None, every: float, beside: int |
         else:
             if changed:
                 log.info("%d histories brought up to what was reported", changed)
-        _wait(every, beside)
 
 
 def _beside(*words: str) -> None:
@@ -134,10 +131,14 @@ def _spec_of(models: Path) -> Path:
     return path
 
 
-def _wait(seconds: float, beside: int | None) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and (beside is None or os.getppid() == beside):
-        time.sleep(min(left, 1.0))
+def _rounds(every: float, beside: int | None) -> Iterator[None]:
+    """Rounds of work, so many seconds apart, until the process that it stands beside is gone; it logs to stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    while beside is None or os.getppid() == beside:
+        yield
+        until = time.monotonic() + every
+        while (left := until - time.monotonic()) > 0 and (beside is None or os.getppid() == beside):
+            time.sleep(min(left, 1.0))
 
 
 def _deployed() -> str:

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from components.models.base import CollaborativeModel
 from components.models.plm import own_decoder
-from components.objectives.contrastive import info_nce, shared_info_nce
 from components.objectives.masks import HiddenFields
 from components.objectives.nce import NoiseContrast
 from components.objectives.reconstruction import FieldHead, InstanceHead, TokenHead
 from components.reconstruct.settings import ReconstructSettings
+from components.training.contrast import info_nce_of
 from components.training.group import Group
 from components.training.reader import Reader
 
@@ -70,10 +70,7 @@ class Heads(nn.Module):
         """
         every = group.whole_batch(table, whole)
         similarities = text @ every.T, every @ text.T
-        if group.size == 1:
-            return info_nce(*similarities, self.settings.temperature, same)
-        mine, gather = group.share(whole), group.gather_differentiably
-        return shared_info_nce(*similarities, self.settings.temperature, same, mine, gather)
+        return info_nce_of(group, whole, *similarities, self.settings.temperature, same)
 
     def masked_words(self, states: Tensor, table: Tensor, truth: Tensor, rows: Callable[[], Tensor]) -> Tensor:
         """Cross-entropies [h] of hidden tokens.

@@ -68,7 +68,13 @@ class Contrast(nn.Module):
         every = group.whole_batch(rows, whole)
         similarities = self.heads.compare(text, group.whole_batch(table, whole))
         same = self.same(part, rows, every) if self.settings.mask_duplicates else None
-        if group.size == 1:
-            return info_nce(*similarities, self.settings.temperature, same)
-        mine, gather = group.share(whole), group.gather_differentiably
-        return shared_info_nce(*similarities, self.settings.temperature, same, mine, gather)
+        return info_nce_of(group, whole, *similarities, self.settings.temperature, same)
+
+
+def info_nce_of(
+    group: Group, whole: int, by_text: Tensor, by_table: Tensor, temperature: float, same: Tensor | None
+) -> Tensor:
+    """The symmetric InfoNCE of similarities with the `whole` rows that all processes hold; in a group its own part."""
+    if group.size == 1:
+        return info_nce(by_text, by_table, temperature, same)
+    return shared_info_nce(by_text, by_table, temperature, same, group.share(whole), group.gather_differentiably)

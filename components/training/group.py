@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from components.training.device import pick_device
-from components.training.shared import SharedMemory
+from components.training.shared import SharedMemory, share_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Group:
 
     def share(self, rows: int) -> slice:
         """Its part of a number of rows; the parts follow each other by rank."""
-        return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+        return share_of(self.rank, self.size, rows)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -91,7 +91,7 @@ class Group:
         longest = -(-rows // self.size)
         filled = torch.cat([part, part.new_zeros(longest - len(part), *part.shape[1:])])
         parts = self.gather_differentiably(filled)
-        shares = (Group(rank, self.size, self.device).share(rows) for rank in range(self.size))
+        shares = (share_of(rank, self.size, rows) for rank in range(self.size))
         return torch.cat([parts[rank, : own.stop - own.start] for rank, own in enumerate(shares)])
 
     def prepare(self, *modules: nn.Module, seed: int) -> None:

@@ -12,7 +12,6 @@ import platform
 import tempfile
 import time
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,11 @@ WHOLE = 32 * 1024
 #: Looks at the counters before the core is offered to others, and before it is left to them for a while.
 SPINS, YIELDS = 200, 20_000
 NAP, TIMEOUT = 0.0005, 1800.0
+
+
+def share_of(rank: int, size: int, rows: int) -> slice:
+    """A process's part of a number of rows; the parts of all follow each other by rank."""
+    return slice(rank * rows // size, (rank + 1) * rows // size)
 
 
 class SharedMemory:
@@ -65,8 +69,7 @@ class SharedMemory:
             slots = self._write(piece)
             if piece.nbytes > WHOLE:
                 # Each adds up its share, in its own slot: nobody else reads that part of it.
-                cuts = [rank * len(piece) // self.size for rank in range(self.size + 1)]
-                shares = [slice(*cut) for cut in pairwise(cuts)]
+                shares = [share_of(rank, self.size, len(piece)) for rank in range(self.size)]
                 mine = shares[self.rank]
                 slots[self.rank][mine] = _added([slot[mine] for slot in slots])
                 self._wait()

@@ -14,6 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import yaml
+
+from tests.pipelines.shop import ROOT
 
 STARTED_WITHIN = 150
 
@@ -101,3 +104,48 @@ def redis(folder: Path) -> Iterator[str]:
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     with process(command, folder / "log", f"tcp://127.0.0.1:{port}", dict(os.environ)):
         yield f"127.0.0.1:{port}"
+
+
+class LastingRedis:
+    """A Redis that keeps what it was told on disk, so that it can be killed and started again."""
+
+    def __init__(self, folder: Path, password: str = "") -> None:
+        self.folder, self.port, self.program = folder, free_port(), needed("redis-server")
+        self.password = password
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--requirepass", self.password]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        ping = ["redis-cli", "-p", str(self.port), *(["-a", self.password] if self.password else []), "ping"]
+        deadline = time.monotonic() + 60
+        while b"PONG" not in subprocess.run(ping, capture_output=True, check=False).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def send(self, sign: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(sign)
+        if sign == signal.SIGKILL:
+            self.process.wait(30)
+
+
+@contextmanager
+def lasting_redis(folder: Path, password: str = "") -> Iterator[LastingRedis]:
+    """One that runs, and is killed in the end."""
+    made = LastingRedis(folder, password)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.send(signal.SIGKILL)
+
+
+def online_in(redis: LastingRedis, folder: Path, more: str = "") -> Path:
+    """The laptop's feature store with its online features in a Redis; more: of the connection, such as `,db=3`."""
+    content = yaml.safe_load((ROOT / "feature_repo/environments/laptop.yaml").read_text())
+    content["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{redis.port}{more}"}
+    path = folder / "redis.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path

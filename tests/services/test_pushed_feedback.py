@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 
 import pytest
-import yaml
 
 from components.dataset.errors import UserError
 from components.monitor.pushing import CURSOR, Pusher
@@ -13,8 +12,7 @@ from feature_repo import store as room
 from serving.journal import FeedbackLog
 from serving.online import OnlineStore
 from tests.feature_repo import logs
-from tests.pipelines.shop import ROOT
-from tests.services.test_serving_redis import Redis
+from tests.services.servers import lasting_redis, online_in
 
 pytestmark = pytest.mark.services
 HISTORY = {"length": 3, "fields": ["genres", "price"], "behaviour": ["page"]}
@@ -22,12 +20,8 @@ HISTORY = {"length": 3, "fields": ["genres", "price"], "behaviour": ["page"]}
 
 @pytest.fixture
 def redis(tmp_path):
-    made = Redis(tmp_path)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.send(signal.SIGKILL)
+    with lasting_redis(tmp_path) as started:
+        yield started
 
 
 @pytest.fixture
@@ -37,10 +31,7 @@ def spec():
 
 @pytest.fixture
 def opened(redis, spec, tmp_path, monkeypatch):
-    content = yaml.safe_load((ROOT / "feature_repo/environments/laptop.yaml").read_text())
-    content["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{redis.port}"}
-    (tmp_path / "redis.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setenv("TANDEM_FEAST", str(tmp_path / "redis.yaml"))
+    monkeypatch.setenv("TANDEM_FEAST", str(online_in(redis, tmp_path)))
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
     rows = logs.impression_table([("a", "a", 1, 1), ("b", "a", 2, 0)])
     path = logs.write(tmp_path / "validated", spec, rows, *logs.one_row_tables())

@@ -7,15 +7,13 @@ import signal
 
 import pytest
 import uvloop
-import yaml
 
 from feature_repo import store as room
 from feature_repo.materialise import materialise
 from serving.direct import RedisRows
 from serving.online import OnlineStore
 from tests.feature_repo import logs
-from tests.pipelines.shop import ROOT
-from tests.services.test_serving_redis import Redis
+from tests.services.servers import lasting_redis, online_in
 from tests.serving.test_skew import impressions, profiles
 
 pytestmark = pytest.mark.services
@@ -25,22 +23,14 @@ COUNT = 1000
 
 @pytest.fixture
 def redis(tmp_path):
-    made = Redis(tmp_path, PASSWORD)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.send(signal.SIGKILL)
+    with lasting_redis(tmp_path, PASSWORD) as started:
+        yield started
 
 
 @pytest.fixture
 def source(redis, tmp_path, monkeypatch):
     """A thousand users' profiles and histories in a Redis with a password and a database of its own."""
-    content = yaml.safe_load((ROOT / "feature_repo/environments/laptop.yaml").read_text())
-    address = f"127.0.0.1:{redis.port},password={PASSWORD},db=3"
-    content["online_store"] = {"type": "redis", "connection_string": address}
-    (tmp_path / "redis.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setenv("TANDEM_FEAST", str(tmp_path / "redis.yaml"))
+    monkeypatch.setenv("TANDEM_FEAST", str(online_in(redis, tmp_path, f",password={PASSWORD},db=3")))
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
     users, items = [f"u{n}" for n in range(COUNT)], [f"i{n}" for n in range(COUNT)]
     spec = logs.make_spec(history={"length": 3, "fields": ["genres", "price"]})

@@ -12,13 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.pipelines.shop import ROOT
-from tests.services.servers import free_port, needed
+from tests.services.servers import LastingRedis, lasting_redis, online_in
 from tests.serving.conftest import started
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -38,48 +36,16 @@ materialise(store, spec)
 """
 
 
-class Redis:
-    """A Redis that keeps what it was told on disk, so that it can be killed and started again."""
-
-    def __init__(self, folder: Path, password: str = "") -> None:
-        self.folder, self.port, self.program = folder, free_port(), needed("redis-server")
-        self.password = password
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command += ["--appendonly", "yes", "--appendfsync", "always", "--requirepass", self.password]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        ping = ["redis-cli", "-p", str(self.port), *(["-a", self.password] if self.password else []), "ping"]
-        deadline = time.monotonic() + 60
-        while b"PONG" not in subprocess.run(ping, capture_output=True, check=False).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-    def send(self, sign: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(sign)
-        if sign == signal.SIGKILL:
-            self.process.wait(30)
-
-
 @pytest.fixture
-def redis(tmp_path) -> Iterator[Redis]:
-    made = Redis(tmp_path)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.send(signal.SIGKILL)
+def redis(tmp_path) -> Iterator[LastingRedis]:
+    with lasting_redis(tmp_path) as started:
+        yield started
 
 
 @pytest.fixture
 def service(shop, redis, tmp_path):
     """The service on features that were materialised into Redis."""
-    content = yaml.safe_load((ROOT / "feature_repo/environments/laptop.yaml").read_text())
-    content["online_store"] = {"type": "redis", "connection_string": f"127.0.0.1:{redis.port}"}
-    environment = tmp_path / "redis.yaml"
-    environment.write_text(yaml.safe_dump(content))
+    environment = online_in(redis, tmp_path)
     home = tmp_path / "home"
     shutil.copytree(shop / "home/serving", home / "serving")
     (validated,) = shop.glob("home/runs/first/artifacts/*/validate/validated")
