@@ -1,4 +1,4 @@
-"""The commands `tandem schedule …`."""
+"""Bring the cluster's recurring runs to what a file says: `tandem schedule …`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.commands.options import ACCOUNT, Account, Host, Namespace, Unpinned
+
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster
     from pipelines.schedules import Change, Schedules
@@ -15,14 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Bring the cluster's recurring runs to what schedules.yaml says.", no_args_is_help=True)
 
 File = Annotated[Path | None, typer.Option("--file", help="YAML file. [default: the project's own schedules.yaml]")]
-Host = Annotated[
-    str | None, typer.Option(help="Address of the Kubeflow Pipelines API. [default: $KF_PIPELINES_ENDPOINT]")
-]
-Namespace = Annotated[str | None, typer.Option(help="Profile namespace, on a multi-user installation.")]
-Account = Annotated[str, typer.Option("--service-account", help="The account of the runs.")]
-Unpinned = Annotated[bool, typer.Option(help="Take an image without a digest; its tag must never move.")]
-#: What infra/kustomize makes for the runs.
-ACCOUNT = "tandem-pipeline"
 Name = Annotated[str, typer.Argument(help="The schedule's name.")]
 
 
