@@ -176,7 +176,9 @@ def _set_environment(folder: Path) -> None:
 def _execute(pipeline: BaseComponent, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     from kfp import local
 
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"))
+    # Else kfp makes a workspace among the temporary files, which a killed run leaves there.
+    places = {"pipeline_root": str(folder / "artifacts"), "workspace_root": str(folder / "workspace")}
+    local.init(runner=local.SubprocessRunner(use_venv=False), **places)
     try:
         task = _without_retries(pipeline)(**arguments)
     except RuntimeError as error:

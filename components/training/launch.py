@@ -126,7 +126,12 @@ def _command(processes: int, folder: Path) -> list[str]:
     # We restart the agent, and it nothing: in torch 2.13 the workers of its second try find the addresses of its
     # first in the store that both use, and wait for processes that are gone.
     agent = ["-m", "components.training.agent", "--standalone", "--max-restarts=0", f"--nproc-per-node={processes}"]
-    return [sys.executable, *agent, "-m", "components.training.worker", str(folder)]
+    return [sys.executable, *agent, *log_folder(folder), "-m", "components.training.worker", str(folder)]
+
+
+def log_folder(folder: Path) -> list[str]:
+    """Where torchrun keeps its files: if not told, in a new folder among the temporary files, which stays there."""
+    return [f"--log-dir={folder / 'torchrun'}"]
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from components.dataset.errors import UserError
 from components.run import home, run_dir
-from components.training.launch import call_of, raise_refusal
+from components.training.launch import call_of, log_folder, raise_refusal
 from components.training.settings import ProcessSettings
 from components.training.worker import CALL, FAILURE
 
@@ -161,7 +161,8 @@ def _clear(client: Any, name: str) -> None:
 def _command(folder: Path, settings: ProcessSettings) -> list[str]:
     """torchrun, which reads from the environment whatever is not said here."""
     processes = [f"--nproc-per-node={settings.processes}"] if settings.processes else []
-    return ["python", "-m", "torch.distributed.run", *processes, "-m", "components.training.worker", str(folder)]
+    torchrun = ["python", "-m", "torch.distributed.run", *processes, *log_folder(folder)]
+    return [*torchrun, "-m", "components.training.worker", str(folder)]
 
 
 def _pods(labels: Mapping[str, str]) -> Any:

@@ -1,6 +1,8 @@
 """Two processes compute what one does: gradients dense and sparse, batch statistics, and negatives of all."""
 
 import platform
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,24 @@ PROCESSES = 2
 WAYS = [platform.machine() in ("x86_64", "AMD64"), False]
 
 
+@contextmanager
+def nothing_left(folder):
+    """A folder of its own for temporary files, of this process and its children, which is empty in the end."""
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+    assert not list(folder.iterdir())
+
+
 @pytest.fixture(scope="module", params=dict.fromkeys(WAYS), ids=lambda shared: "shared" if shared else "gloo")
 def found(request, tmp_path_factory):
-    """What a process alone finds, and what each of two finds."""
-    output = tmp_path_factory.mktemp("together") / "found"
-    train_together(write_everything, PROCESSES, threads=1, output=output, shared=request.param)
-    return everything(Group.join()), [load_file(f"{output}.{rank}") for rank in range(PROCESSES)]
+    """What a process alone finds, and what each of two finds; none of them leaves a temporary file."""
+    folder = tmp_path_factory.mktemp("together")
+    with nothing_left(folder / "temporary"):
+        train_together(write_everything, PROCESSES, threads=1, output=folder / "found", shared=request.param)
+    return everything(Group.join()), [load_file(f"{folder / 'found'}.{rank}") for rank in range(PROCESSES)]
 
 
 def test_two_processes_compute_what_one_does(found):
@@ -132,9 +146,10 @@ def test_a_worker_starts_no_workers(monkeypatch):
     assert processes_to_start(ProcessSettings(processes=8)) == 1
 
 
-def test_a_failure_of_a_worker_is_told(monkeypatch):
+def test_a_failure_of_a_worker_is_told_and_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "RESTARTS", 0)
-    with pytest.raises(RuntimeError, match=r"1 times: ModuleNotFoundError: No module named 'tests\.nowhere'"):
+    told = pytest.raises(RuntimeError, match=r"1 times: ModuleNotFoundError: No module named 'tests\.nowhere'")
+    with nothing_left(tmp_path / "temporary"), told:
         train_together(missing, 1, threads=1)
 
 
