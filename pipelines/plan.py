@@ -21,7 +21,7 @@ from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, IMPRESSI
 from components.dataset.splits import split_table
 from components.dataset.window import Window
 from components.run import home
-from pipelines.settings import COLLABORATIVE, SRP4CTR, RunSettings
+from pipelines.settings import ALIGNED, RunSettings
 
 Content = dict[str, Any]
 #: Later than any row: profiles of a log without time stamps are the last ones.
@@ -36,10 +36,10 @@ class Plan:
 
     window: 'asked', 'start', 'end' (ISO 8601, None is open). rows: by part, and 'total'. stops: why it would stop at
     once; None if it would not. texts: 'total', 'hits', 'misses' of the encoding cache, and 'exact', which is False
-    where they are bounds: total and misses at most, hits at least; None without a PLM. estimate: 'steps' by name with
-    seconds and GPU-seconds, 'minutes', 'gpu_minutes' and the 'runs' that it rests on; None without an earlier run.
-    champion: 'version', 'run_id', 'metrics' on its own test part; None where there is none. warm_start: the version
-    that training begins with. cached_steps: what Kubeflow would take from its own cache.
+    where they are bounds: total and misses at most, hits at least; None where the method encodes none. estimate:
+    'steps' by name with seconds and GPU-seconds, 'minutes', 'gpu_minutes' and the 'runs' that it rests on; None without
+    an earlier run. champion: 'version', 'run_id', 'metrics' on its own test part; None where there is none. warm_start:
+    the version that training begins with. cached_steps: what Kubeflow would take from its own cache.
     """
 
     dataset: str
@@ -73,8 +73,7 @@ def plan(settings: RunSettings) -> Plan:
     found = window_rows(spec, window)
     stops = _nothing_to_learn(found, window)
     rows = {"total": found.num_rows} if stops else _parts(spec, found)
-    encodes = settings.method not in {COLLABORATIVE, SRP4CTR}
-    texts = _texts(spec, found, settings) if encodes and not stops else None
+    texts = _texts(spec, found, settings) if settings.method in ALIGNED and not stops else None
     champion = _champion(dataset)
     return Plan(
         dataset=spec.name,

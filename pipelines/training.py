@@ -159,7 +159,8 @@ def _reconstructed(rows: _Rows, shards: Any, on_training: Placed, prompt: Any, s
     """Say the rows in words, and pre-train both models on them; what is registered, and what training begins with."""
     prompts = on_cpu(steps.prompt_transform(training_set=rows.training_set, settings=prompt, shards=shards))
     texts = prompts.outputs["prompts"]
-    told = steps.reconstruct(training_set=rows.training_set, prompts=texts, settings=settings, **rows.architecture)
+    common = {"training_set": rows.training_set, "champion": rows.champion, "prompts": texts}
+    told = steps.reconstruct(settings=settings, **common, **rows.architecture)
     return {"prompts": texts, "checkpoint": on_training(told).outputs["checkpoint"]}
 
 

@@ -13,9 +13,10 @@ def reconstruct(
     model: dict,
     settings: dict,
     seed: int,
+    champion: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
 ) -> None:
-    """Teach a fresh collaborative model and the language model to tell what is hidden of each other's view (FLIP).
+    """Teach the collaborative and the language model to tell what is hidden of each other's view (FLIP, pre-training).
 
     Args:
         training_set: The retrieve step's folder.
@@ -24,6 +25,7 @@ def reconstruct(
         model: Values of BackboneConfig.
         settings: Values of ReconstructSettings.
         seed: Seed of initialisation, shuffling and masks.
+        champion: The retrieve step's checkpoints of the champion, for a warm start.
         checkpoint: The collaborative model and its health report; beside it what was trained of the language model.
     """
     from pathlib import Path
@@ -36,4 +38,5 @@ def reconstruct(
         from components.reconstruct.settings import ReconstructSettings
         from components.reconstruct.step import reconstruct
 
-        reconstruct(rows, texts, output, backbone, BackboneConfig(**model), ReconstructSettings(**settings), int(seed))
+        given = backbone, BackboneConfig(**model), ReconstructSettings(**settings), int(seed), Path(champion.path)
+        reconstruct(rows, texts, output, *given)

@@ -34,6 +34,7 @@ from components.training.reader import FrozenReader, LiveReader, TextStates, ope
 from components.training.seeds import seed_everything
 from components.training.stage import LOSS, Stage
 from components.training.tokens import TokenRows
+from components.training.warm import CANDIDATE, begin_with, champion_checkpoint
 
 log = logging.getLogger("tandem.reconstruct")
 PARTS = ("train", "valid")
@@ -217,19 +218,22 @@ def reconstruct(
     model: BackboneConfig,
     settings: ReconstructSettings,
     seed: int,
+    champion: Path | None = None,
 ) -> dict[str, Any]:
     """Pre-train both models and write the collaborative one's checkpoint with health.json and curve.json.
 
-    Nothing of the PLM and none of the heads goes into the model. Beside it lies what was trained of the PLM.
+    The collaborative model begins anew, or for a warm start with the champion's weights; PLM and heads begin anew each
+    time. Nothing of the PLM and none of the heads goes into the model. Beside it lies what was trained of the PLM.
 
     Returns:
         The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, neighbours in words.
 
     Raises:
-        UserError: there are no prompts, or the PLM cannot be had, or knows no token for a hidden word.
+        UserError: there are no prompts, or the PLM cannot be had, or knows no token for a hidden word, or the champion
+            is no model to begin with.
     """
     given = {"training_set": training_set, "prompts": prompts, "output": output, "backbone": backbone}
-    given |= {"model": model, "settings": settings, "seed": seed}
+    given |= {"model": model, "settings": settings, "seed": seed, "champion": champion}
     if train_elsewhere(reconstruct, threads=1, **given):
         found: dict[str, Any] = read_json(output / "health.json")
         return found
@@ -238,12 +242,14 @@ def reconstruct(
     texts = TokenRows.read(prompts, settings.plm, {"train": rows, "valid": None})
     seed_everything(seed)
     network = build_backbone(backbone, data.layout, model)
+    warm = champion_checkpoint(champion, CANDIDATE)
+    began_with = begin_with(network, warm) if warm else None
     reader = open_reader(texts.tokens, settings, pick_device(), settings.cache_megabytes)
     work = Reconstruction(network, reader, texts, data, rows, settings, seed)
     words = PromptSet.open(prompts).texts(["text"])["text"]
     before = work.health(words)
     decides: dict[str, Any] = {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
-    inputs = inputs_digest(training_set, prompts, [])
+    inputs = inputs_digest(training_set, prompts, [], warm)
     progress = Progress("reconstruct", {**decides, "inputs": inputs}, settings.checkpoint_minutes, work.group)
     work.go_on(progress)
     curve = work.train(progress)
@@ -254,6 +260,7 @@ def reconstruct(
     log.info("health: %s; on validation rows %s", told["verdict"], moved)
     named = {"plm": settings.plm.name, "plm_revision": settings.plm.revision, "plm_digest": reader.digest}
     meta = {"seed": seed, "settings": settings.model_dump(mode="json"), **named, "rows": len(rows)}
+    meta |= {"champion": began_with}
     if work.group.first:
         files = {"health.json": health, "curve.json": {"history": curve}}
         tuned = reader.model if isinstance(reader, LiveReader) else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RUNS = 5
 #: Steps whose time goes with the window's rows, and the one whose time goes with the texts that it has to encode; the
 #: others read the whole log, or do the same each time.
-BY_ROWS = ("retrieve", "prompt_transform", "align", "pretrain", "finetune", "evaluate")
+BY_ROWS = ("retrieve", "prompt_transform", "align", "pretrain", "reconstruct", "finetune", "evaluate")
 BY_TEXTS = "encode"
 
 

@@ -8,14 +8,16 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
 from components.finetune.settings import FinetuneSettings
 from components.finetune.step import finetune
-from components.models.registry import BACKBONES
+from components.models.registry import BACKBONES, build_backbone
 from components.reconstruct.settings import ReconstructSettings
 from components.reconstruct.step import Reconstruction, reconstruct
+from components.run import write_json
 from components.training import progress
-from components.training.checkpoints import load_model
+from components.training.checkpoints import load_model, save_model
 from components.training.launch import train_together
 from tests.components.reconstruct.making import MODEL, inputs_of, settings_of
 from tests.components.reconstruct.together import one_step, write_step
@@ -112,6 +114,26 @@ def test_what_is_trained_of_the_plm_lies_beside_the_model(inputs, tmp_path, mode
 )
 def test_variants_run(inputs, tmp_path, changes):
     assert told(inputs, tmp_path / "out", rows=256, **changes)["after"]["mlm"] > 0
+
+
+def test_a_warm_start_goes_on_from_the_champion(inputs, tmp_path):
+    """At a rate of next to nothing the weights remain what they were at the beginning."""
+    training_set, prompts, plm = inputs
+    layout = TrainingSet.open(training_set).for_model(False).layout
+    champion = build_backbone("dcn", layout, MODEL)
+    save_model(tmp_path / "kept" / "candidate", champion, {})
+    said = {"name": "tandem-shop", "version": "3", "run_id": "r"}
+    write_json(tmp_path / "kept" / "champion.json", said)
+    still = settings_of(plm, rows=128, learning_rate=1e-12, weight_decay=0)
+    for name, kept in (("warm", tmp_path / "kept"), ("fresh", None)):
+        reconstruct(training_set, prompts, tmp_path / name, "dcn", MODEL, still, 5, kept)
+    warm, fresh = (dict(load_model(tmp_path / name).named_parameters()) for name in ("warm", "fresh"))
+    for name, value in champion.named_parameters():
+        torch.testing.assert_close(warm[name], value)
+    assert not torch.allclose(fresh["embedding.table.weight"], champion.embedding.table.weight, atol=1e-3)
+    assert json.loads((tmp_path / "warm" / "config.json").read_text())["meta"]["champion"] == said
+    with pytest.raises(UserError, match=r"another backbone or configuration.*warm_start: false"):
+        reconstruct(training_set, prompts, tmp_path / "other", "autoint", MODEL, still, 5, tmp_path / "kept")
 
 
 def test_rows_are_a_sample_that_the_seed_decides(inputs, tmp_path):
