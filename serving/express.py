@@ -1,14 +1,15 @@
-"""The short way of a ranking: a plain request read, answered and written without BentoML's descriptors and threads.
+"""The short way of a request: read, answered and written on the event loop, without BentoML's descriptors and threads.
 
-BentoML validates, copies and writes every item as a pydantic model, and hands each request to a thread: more than the
-model itself costs. What is plain is taken here. Everything else, and every refusal of a request's form, takes BentoML's
-own way.
+BentoML validates, copies and writes every item as a pydantic model: more than the model itself costs. What is well
+formed is taken here. A body that is not, or that does not say that it is JSON, takes BentoML's own way: to its
+refusals, and, for the few that only BentoML can read, to the same answer.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import starmap
 from typing import Annotated, Any
@@ -19,23 +20,43 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.ranker import Ranking
+from serving.ranker import Predictions, Ranking
 from serving.schemas import MAX_KEY, Context
 from serving.settings import MAX_ITEMS
 
 log = logging.getLogger("tandem.serving")
 
-PATH = "/rank"
-Key = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY)]
+RANK, PREDICT = "/rank", "/predict"
+#: An id as it may be written; a whole number, here one of 64 bits, stands for its digits.
+Key = (
+    Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY)]
+    | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+)
+#: What is given to whoever answers, in the order of its parameters.
+Asked = tuple[Any, ...]
 
 
-class Plain(msgspec.Struct, forbid_unknown_fields=True):
-    """A RankRequest whose ids are strings, as most callers send it."""
+class _Rank(msgspec.Struct, forbid_unknown_fields=True):
+    """A RankRequest."""
 
     user_id: Key
     item_ids: Annotated[list[Key], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
     context: dict[str, Any] = {}
     top_k: Annotated[int, msgspec.Meta(ge=1, le=MAX_ITEMS)] | None = None
+
+
+class _Pair(msgspec.Struct, forbid_unknown_fields=True):
+    """A Pair."""
+
+    user_id: Key
+    item_id: Key
+    context: dict[str, Any] = {}
+
+
+class _Predict(msgspec.Struct, forbid_unknown_fields=True):
+    """A PredictRequest."""
+
+    pairs: Annotated[list[_Pair], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
 class _Item(msgspec.Struct):
@@ -46,62 +67,126 @@ class _Item(msgspec.Struct):
     cold: bool
 
 
-_context = TypeAdapter[Any](Context)
-_decode = msgspec.json.Decoder(Plain).decode
+class _Prediction(msgspec.Struct):
+    """A PredictedPair."""
+
+    user_id: str
+    item_id: str
+    model_version: str
+    probability: float
+    cold: list[str]
+
+
+_context = TypeAdapter[Any](Context).validate_python
+_rank = msgspec.json.Decoder(_Rank).decode
+_predict = msgspec.json.Decoder(_Predict).decode
 _encode = msgspec.json.Encoder().encode
 
 
+def read_rank(body: bytes) -> Asked:
+    """The user, items, context and `top_k` in a body.
+
+    Raises:
+        msgspec.MsgspecError, ValidationError, UnicodeDecodeError: it is no RankRequest, or one that BentoML must read.
+    """
+    asked = _rank(body)
+    return str(asked.user_id), list(map(str, asked.item_ids)), _checked(asked.context), asked.top_k
+
+
+def read_predict(body: bytes) -> Asked:
+    """The users, items and contexts of the pairs in a body.
+
+    Raises:
+        msgspec.MsgspecError, ValidationError, UnicodeDecodeError: it is no PredictRequest, or one that BentoML must
+            read.
+    """
+    pairs = _predict(body).pairs
+    users, items = [str(pair.user_id) for pair in pairs], [str(pair.item_id) for pair in pairs]
+    return users, items, [_checked(pair.context) for pair in pairs]
+
+
+def _checked(context: dict[str, Any]) -> Mapping[str, Any]:
+    checked: Mapping[str, Any] = _context(context) if context else context
+    return checked
+
+
+def write_ranking(ranking: Ranking) -> bytes:
+    """A RankResponse as JSON."""
+    items = list(starmap(_Item, ranking.items))
+    return _encode({**_stamp(ranking.stamp), "user_cold": ranking.user_cold, "items": items})
+
+
+def write_predictions(predictions: Predictions) -> bytes:
+    """A PredictResponse as JSON."""
+    return _encode({**_stamp(predictions.stamp), "pairs": list(starmap(_Prediction, predictions.pairs))})
+
+
+def _stamp(stamp: Mapping[str, Any]) -> dict[str, Any]:
+    return {**stamp, "degraded": [worse.model_dump() for worse in stamp["degraded"]]}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the requests of one path are answered.
+
+    Args:
+        read: What is asked in a body; raises where the body is left to BentoML.
+        answer: Answers it on the event loop; what it refuses it raises as a BentoMLException.
+        write: The answer as JSON.
+    """
+
+    read: Callable[[bytes], Asked]
+    answer: Callable[..., Awaitable[Any]]
+    write: Callable[[Any], bytes]
+
+
 class Express:
-    """ASGI middleware that answers plain rankings itself.
+    """ASGI middleware that answers well-formed requests itself.
 
     Args:
         app: Takes everything else.
-        rank: Answers on the event loop; what it refuses it raises as a BentoMLException.
+        rank: Answers what `read_rank` gives.
+        predict: Answers what `read_predict` gives.
     """
 
-    def __init__(self, app: ASGIApp, rank: Callable[[Plain], Awaitable[Ranking]]) -> None:
-        self.app, self.rank = app, rank
+    def __init__(
+        self,
+        app: ASGIApp,
+        rank: Callable[..., Awaitable[Ranking]],
+        predict: Callable[..., Awaitable[Predictions]],
+    ) -> None:
+        self.app = app
+        self.ways = {
+            RANK: Way(read_rank, rank, write_ranking),
+            PREDICT: Way(read_predict, predict, write_predictions),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or hand on with the body that was read."""
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST" or not _is_json(scope):
+        way = self.ways.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if way is None or not _is_json(scope):
             await self.app(scope, receive, send)
             return
         message = await receive()
-        request = None if message.get("more_body") else plain(message.get("body", b""))
-        if request is None:
+        try:
+            asked = None if message.get("more_body") else way.read(message.get("body", b""))
+        except (msgspec.MsgspecError, ValidationError, UnicodeDecodeError):
+            asked = None
+        if asked is None:
             await self.app(scope, _again(message, receive), send)
             return
         try:
-            body = written(await self.rank(request))
+            body = way.write(await way.answer(*asked))
         except BentoMLException as error:
             await JSONResponse({"error": str(error)}, int(error.error_code))(scope, receive, send)
         except Exception:
-            log.exception("a ranking failed")
+            log.exception("a request failed", extra={"path": scope["path"]})
             await JSONResponse({}, HTTPStatus.INTERNAL_SERVER_ERROR)(scope, receive, send)
         else:
             length = str(len(body)).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", length)]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
-
-
-def plain(body: bytes) -> Plain | None:
-    """The request in a body, where it is plain; None where it is not, or is none at all."""
-    try:
-        request = _decode(body)
-        if request.context:
-            request.context = _context.validate_python(request.context)
-    except (msgspec.MsgspecError, ValidationError, UnicodeDecodeError):
-        return None
-    return request
-
-
-def written(ranking: Ranking) -> bytes:
-    """A RankResponse as JSON."""
-    degraded = [worse.model_dump() for worse in ranking.stamp["degraded"]]
-    items = list(starmap(_Item, ranking.items))
-    return _encode({**ranking.stamp, "degraded": degraded, "user_cold": ranking.user_cold, "items": items})
 
 
 def _is_json(scope: Scope) -> bool:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
 from typing import Protocol
@@ -142,15 +142,10 @@ class OnlineFeatures:
         self._views = chosen
         self.items.clear()
 
-    def gather(self, users: Iterable[str], items: Iterable[str]) -> Gathered:
+    async def gather(self, users: Iterable[str], items: Iterable[str]) -> Gathered:
         """The features of some users and items; each key is read once, and the answer is never late."""
         asked = self._asked(users, items)
-        return self._gathered(asked, self._within_deadline(asked.plan) if asked.plan else {})
-
-    async def gather_soon(self, users: Iterable[str], items: Iterable[str]) -> Gathered:
-        """As `gather`, for the event loop: nothing else waits while the store is asked."""
-        asked = self._asked(users, items)
-        return self._gathered(asked, await self._soon(asked.plan) if asked.plan else {})
+        return self._gathered(asked, await self._within_deadline(asked.plan) if asked.plan else {})
 
     def _asked(self, users: Iterable[str], items: Iterable[str]) -> _Asked:
         people, candidates = list(dict.fromkeys(users)), list(dict.fromkeys(items))
@@ -212,7 +207,7 @@ class OnlineFeatures:
         # The same object each time: what is computed from an item's row is computed once.
         return (usable[0] if usable else NOTHING), left
 
-    async def _soon(self, plan: Plan) -> Found:
+    async def _within_deadline(self, plan: Plan) -> Found:
         """What the store answers in time, by view and key; views that it did not answer for are left out."""
         if not self.breaker.allows():
             return {}
@@ -226,33 +221,17 @@ class OnlineFeatures:
             self._failed(f"{type(error).__name__}: {error}")
         else:
             self._succeeded()
+        # A copy: a read that comes too late goes on to fill what it was given.
         return dict(found)
 
     async def _read_soon(self, plan: Plan, found: Found) -> None:
+        """Fill `found`: a user's views in one step of the event loop where the store can, all else in a thread."""
         views, keys = [view for view, _ in plan], plan[0][1]
         if self.source.direct and len(keys) == 1 and {view.side for view in views} == {"user"}:
             stored = await self.source.read_soon(views, keys[0])
             found |= {view.name: {keys[0]: one} for view, one in zip(views, stored, strict=True)}
         else:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._read, plan, found)
-
-    def _within_deadline(self, plan: Plan) -> Found:
-        """What the store answers in time, for a caller that waits in a thread."""
-        if not self.breaker.allows():
-            return {}
-        found: Found = {}
-        future: Future[None] = self._pool.submit(self._read, plan, found)
-        try:
-            future.result(self.settings.feature_deadline)
-        except TimeoutError:
-            future.cancel()
-            self._failed("no answer in time")
-        except Exception as error:  # each store has errors of its own
-            self._failed(f"{type(error).__name__}: {error}")
-        else:
-            self._succeeded()
-        # A copy: a read that comes too late goes on to fill what it was given.
-        return dict(found)
 
     def _read(self, plan: Plan, found: Found) -> None:
         for view, keys in plan:

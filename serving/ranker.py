@@ -6,31 +6,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
 
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY, DatasetSpec, Kind
 from components.dataset.vocabulary import Vocabulary
-from serving.features import Gathered, OnlineFeatures
+from serving.features import NOTHING, Gathered, OnlineFeatures
 from serving.journal import Prediction, PredictionLog
 from serving.metrics import DEGRADED_ANSWERS, PART_SECONDS
 from serving.online import Row
-from serving.schemas import (
-    Degraded,
-    PredictedPair,
-    PredictRequest,
-    PredictResponse,
-    RankedItem,
-    RankRequest,
-    RankResponse,
-)
-from serving.scorer import Flags, Parts, Probabilities, Scorer
+from serving.schemas import Degraded, PredictedPair, PredictResponse, RankedItem, RankResponse
+from serving.scorer import Flags, Probabilities, Scorer
 
 FEATURE_SECONDS, MODEL_SECONDS = PART_SECONDS.labels("features"), PART_SECONDS.labels("model")
 #: Columns that come from the request itself.
 KEYS = frozenset({USER_KEY, ITEM_KEY, EVENT_TIMESTAMP})
+
+
+Value = TypeVar("Value")
 
 
 class RequestError(ValueError):
@@ -46,15 +41,6 @@ class _Begun:
     gathered: Gathered
 
 
-class Asked(Protocol):
-    """A request for a ranking, as `RankRequest` describes it."""
-
-    user_id: str
-    item_ids: list[str]
-    context: Any
-    top_k: int | None
-
-
 @dataclass(frozen=True)
 class Ranking:
     """An answer: what every response says, and the items by falling probability, each with whether it is cold."""
@@ -67,6 +53,20 @@ class Ranking:
         """The answer as it is described to callers."""
         items = [RankedItem(item_id=key, probability=score, cold=cold) for key, score, cold in self.items]
         return RankResponse(**self.stamp, user_cold=self.user_cold, items=items)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """An answer: what every response says, and of each pair its user, item, version, probability and cold sides."""
+
+    stamp: dict[str, Any]
+    pairs: list[tuple[str, str, str, float, list[str]]]
+
+    def response(self) -> PredictResponse:
+        """The answer as it is described to callers."""
+        names = ("user_id", "item_id", "model_version", "probability", "cold")
+        pairs = [PredictedPair.model_validate(dict(zip(names, pair, strict=True))) for pair in self.pairs]
+        return PredictResponse(**self.stamp, pairs=pairs)
 
 
 class Ranker:
@@ -90,72 +90,58 @@ class Ranker:
         self.columns = {side: _of_side(vocabulary, side) for side in ("user", "item", "context")}
         features.want([*self.columns["user"], *self.columns["item"]])
 
-    def rank(self, request: RankRequest, request_id: str | None = None) -> RankResponse:
-        """The request's items by falling probability, for a caller in a thread.
+    async def rank(
+        self,
+        user: str,
+        items: Sequence[str],
+        context: Row = NOTHING,
+        top_k: int | None = None,
+        request_id: str | None = None,
+    ) -> Ranking:
+        """A user's items by falling probability, the first `top_k` of them.
+
+        Items whose rows are known to hold still are not gathered.
 
         Raises:
             RequestError: the context does not fit the model, or there are too many items.
         """
-        context = self._admitted(request)
-        begun = self._begun(request_id or uuid4().hex, self.features.gather([request.user_id], request.item_ids))
-        return self._ranked(request, context, begun, None).response()
-
-    async def rank_soon(self, request: Asked, request_id: str | None = None) -> Ranking:
-        """As `rank`, on the event loop; items whose rows are known to hold still are not gathered.
-
-        Raises:
-            RequestError: the context does not fit the model, or there are too many items.
-        """
-        context, keys = self._admitted(request), request.item_ids
+        self._check_count("item_ids", len(items))
+        checked = self._checked(context)
         said = request_id or uuid4().hex
-        parts = self.scorer.known(keys, self.features.items.clock(), self.features.items.epoch)
-        rows = {key: self.scorer.row(key) for key in keys} if parts is not None and self._logs(said) else {}
-        gathered = await self.features.gather_soon([request.user_id], keys if parts is None else ())
+        parts = self.scorer.known(items, self.features.items.clock(), self.features.items.epoch)
+        rows = {key: self.scorer.row(key) for key in items} if parts is not None and self._logs(said) else {}
+        gathered = await self.features.gather([user], items if parts is None else ())
         gathered.items.update(rows)
-        return self._ranked(request, context, self._begun(said, gathered), parts)
-
-    def _admitted(self, request: Asked) -> Row:
-        """The request's context as the model reads it."""
-        self._check_count("item_ids", len(request.item_ids))
-        return self._checked(request.context)
-
-    def _ranked(self, request: Asked, context: Row, begun: _Begun, parts: Parts | None) -> Ranking:
-        keys, user, gathered = request.item_ids, request.user_id, begun.gathered
-        row = {**gathered.users[user], **context, USER_KEY: user, EVENT_TIMESTAMP: begun.at}
+        begun = self._begun(said, gathered)
+        row = {**gathered.users[user], **checked, USER_KEY: user, EVENT_TIMESTAMP: begun.at}
         with MODEL_SECONDS.time():
             if parts is None:
-                scores, cold = self.scorer.rank(row, keys, gathered.items, gathered.until, gathered.epoch)
+                scores, cold = self.scorer.rank(row, items, gathered.items, gathered.until, gathered.epoch)
             else:
                 scores, cold = self.scorer.meet(row, parts)
-        self._log(begun, [user] * len(keys), keys, [context] * len(keys), scores)
-        return Ranking(self._stamp(begun), self.scorer.cold("user", [user])[0], _ordered(keys, scores, cold, request))
+        self._log(begun, [user] * len(items), items, [checked] * len(items), scores)
+        ordered = _ordered(items, scores, cold, top_k)
+        return Ranking(self._stamp(begun), self.scorer.cold("user", [user])[0], ordered)
 
-    def predict(self, request: PredictRequest, request_id: str | None = None) -> PredictResponse:
-        """The click probability of each pair.
+    async def predict(
+        self, users: Sequence[str], items: Sequence[str], contexts: Sequence[Row], request_id: str | None = None
+    ) -> Predictions:
+        """The click probability of each pair of a user and an item, in its context.
 
         Raises:
             RequestError: a context does not fit the model, or there are too many pairs.
         """
-        self._check_count("pairs", len(request.pairs))
-        users, items = [pair.user_id for pair in request.pairs], [pair.item_id for pair in request.pairs]
-        contexts = [self._checked(pair.context) for pair in request.pairs]
-        begun = self._begun(request_id or uuid4().hex, self.features.gather(users, items))
-        columns = self._columns(begun, users, items, contexts)
+        self._check_count("pairs", len(users))
+        checked = [self._checked(context) for context in contexts]
+        begun = self._begun(request_id or uuid4().hex, await self.features.gather(users, items))
+        columns = self._columns(begun, users, items, checked)
         with MODEL_SECONDS.time():
             scores = self.scorer.probabilities(columns)
-        self._log(begun, users, items, contexts, scores)
-        cold = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
-        pairs = [
-            PredictedPair(
-                user_id=user,
-                item_id=item,
-                model_version=self.version,
-                probability=float(score),
-                cold=[side for side, is_cold in zip(("user", "item"), sides, strict=True) if is_cold],
-            )
-            for user, item, score, sides in zip(users, items, scores, cold, strict=True)
-        ]
-        return PredictResponse(**self._stamp(begun), pairs=pairs)
+        self._log(begun, users, items, checked, scores)
+        sides = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
+        cold = [[side for side, is_cold in zip(("user", "item"), each, strict=True) if is_cold] for each in sides]
+        versions = [self.version] * len(users)
+        return Predictions(self._stamp(begun), list(zip(users, items, versions, scores.tolist(), cold, strict=True)))
 
     def describe(self) -> dict[str, Any]:
         """What is served."""
@@ -224,35 +210,44 @@ class Ranker:
         return {name: _spelled(self.context[name], context.get(name)) for name in self.context}
 
 
-def _ordered(keys: Sequence[str], scores: Probabilities, cold: Flags, request: Asked) -> list[tuple[str, float, bool]]:
+def _ordered(
+    keys: Sequence[str], scores: Probabilities, cold: Flags, top_k: int | None
+) -> list[tuple[str, float, bool]]:
     """Items by falling probability; equal ones keep the order in which they were asked."""
-    order = np.argsort(-scores, kind="stable")[: request.top_k]
+    order = np.argsort(-scores, kind="stable")[:top_k]
     # Python's own numbers, all at once: NumPy's cost more to take out one by one than the model's call.
     places = order.tolist()
     return list(zip(map(keys.__getitem__, places), scores[order].tolist(), cold[order].tolist(), strict=True))
 
 
-def merged(request: PredictRequest, rankers: Sequence[Ranker], request_id: str) -> PredictResponse:
-    """The answer to a request whose pairs are scored by the ranker that belongs to each pair's user.
+async def merged(
+    rankers: Sequence[Ranker], users: Sequence[str], items: Sequence[str], contexts: Sequence[Row]
+) -> Predictions:
+    """The click probability of each pair, by the ranker that belongs to its user.
 
     Raises:
         RequestError: a context does not fit the model, or there are too many pairs.
     """
+    request_id = uuid4().hex
     chosen = list(dict.fromkeys(rankers))
     if len(chosen) == 1:
-        return chosen[0].predict(request, request_id)
-    pairs: dict[int, PredictedPair] = {}
-    answers: list[PredictResponse] = []
+        return await chosen[0].predict(users, items, contexts, request_id)
+    pairs: dict[int, tuple[str, str, str, float, list[str]]] = {}
+    answers: list[Predictions] = []
     for ranker in chosen:
         places = [place for place, of in enumerate(rankers) if of is ranker]
-        part = PredictRequest(pairs=[request.pairs[place] for place in places])
-        answers.append(ranker.predict(part, request_id))
+        mine = _at(places, users), _at(places, items), _at(places, contexts)
+        answers.append(await ranker.predict(*mine, request_id))
         pairs |= dict(zip(places, answers[-1].pairs, strict=True))
     degraded: Counter[tuple[str, str]] = Counter()
-    for worse in (worse for answer in answers for worse in answer.degraded):
+    for worse in (worse for answer in answers for worse in answer.stamp["degraded"]):
         degraded[worse.view, worse.reason] += worse.keys
-    said = {"pairs": [pairs[place] for place in range(len(rankers))], "degraded": told(degraded)}
-    return answers[0].model_copy(update=said)
+    stamp = {**answers[0].stamp, "degraded": told(degraded)}
+    return Predictions(stamp, [pairs[place] for place in range(len(rankers))])
+
+
+def _at(places: Sequence[int], values: Sequence[Value]) -> list[Value]:
+    return [values[place] for place in places]
 
 
 def told(degraded: Counter[tuple[str, str]]) -> list[Degraded]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from threading import Lock
-from uuid import uuid4
 
 import bentoml
 from bentoml.exceptions import BentoMLException
@@ -21,7 +20,7 @@ from components.dataset.bundle import Bundle, BundleError
 from components.dataset.errors import UserError
 from serving.door import RETRY_AFTER, Door, LateError, check_waited
 from serving.errors import ErrorBodies
-from serving.express import PATH, Express, Plain
+from serving.express import PREDICT, RANK, Express
 from serving.features import OnlineFeatures
 from serving.journal import FeedbackLog, PredictionLog
 from serving.logs import log_json
@@ -37,9 +36,9 @@ from serving.metrics import (
     PART_SECONDS,
     REFUSED,
 )
-from serving.online import OnlineStore
+from serving.online import OnlineStore, Row
 from serving.promotion import Fixed, Mirror, NoModelError, Promotion
-from serving.ranker import Ranker, Ranking, RequestError, merged
+from serving.ranker import Predictions, Ranker, Ranking, RequestError, merged
 from serving.schemas import (
     FeedbackRequest,
     FeedbackResponse,
@@ -137,7 +136,7 @@ pages = Starlette(routes=[Route("/model", _model, methods=["GET"])])
     threads=settings.threads,
     traffic={"timeout": 2 * settings.timeout},
     logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": PATH},
+    tracing={"excluded_urls": [RANK, PREDICT]},
 )
 @bentoml.asgi_app(pages, path="/")
 class Tandem:
@@ -182,23 +181,17 @@ class Tandem:
         """Ready once a model is loaded, and so verified against its digests, golden rows and features."""
         return self.promotion.lineup is not None
 
-    @bentoml.api(route="/rank")  # type: ignore[untyped-decorator]
-    def rank(self, request: RankRequest, /) -> RankResponse:
+    @bentoml.api(route=RANK)  # type: ignore[untyped-decorator]
+    async def rank(self, request: RankRequest, /) -> RankResponse:
         """Rank a user's candidate items by click probability."""
-        with _answering("/rank", len(request.item_ids)):
-            answer = self.promotion.current().of(request.user_id).rank(request)
-            ANSWERS.labels("/rank", answer.model_version).inc()
-            return answer
+        return (await _rank(request.user_id, request.item_ids, request.context, request.top_k)).response()
 
-    @bentoml.api(route="/predict")  # type: ignore[untyped-decorator]
-    def predict(self, request: PredictRequest, /) -> PredictResponse:
+    @bentoml.api(route=PREDICT)  # type: ignore[untyped-decorator]
+    async def predict(self, request: PredictRequest, /) -> PredictResponse:
         """Give the click probability of explicit pairs of user and item."""
-        with _answering("/predict", len(request.pairs)):
-            lineup = self.promotion.current()
-            answer = merged(request, [lineup.of(pair.user_id) for pair in request.pairs], uuid4().hex)
-            for version in {pair.model_version for pair in answer.pairs}:
-                ANSWERS.labels("/predict", version).inc()
-            return answer
+        pairs = request.pairs
+        users, items = [pair.user_id for pair in pairs], [pair.item_id for pair in pairs]
+        return (await _predict(users, items, [pair.context for pair in pairs])).response()
 
     @bentoml.api(route="/feedback")  # type: ignore[untyped-decorator]
     def feedback(self, request: FeedbackRequest, /) -> FeedbackResponse:
@@ -239,14 +232,22 @@ def _refusals() -> Iterator[None]:
         raise UnavailableError(str(error)) from None
 
 
-async def _rank(request: Plain) -> Ranking:
-    """As `Tandem.rank`, on the event loop."""
-    with _answering(PATH, len(request.item_ids)):
-        answer = await current["promotion"].current().of(request.user_id).rank_soon(request)
-        ANSWERS.labels(PATH, answer.stamp["model_version"]).inc()
+async def _rank(user: str, items: Sequence[str], context: Row, top_k: int | None) -> Ranking:
+    with _answering(RANK, len(items)):
+        answer = await current["promotion"].current().of(user).rank(user, items, context, top_k)
+        ANSWERS.labels(RANK, answer.stamp["model_version"]).inc()
+        return answer
+
+
+async def _predict(users: Sequence[str], items: Sequence[str], contexts: Sequence[Row]) -> Predictions:
+    with _answering(PREDICT, len(users)):
+        lineup = current["promotion"].current()
+        answer = await merged([lineup.of(user) for user in users], users, items, contexts)
+        for version in {version for _, _, version, _, _ in answer.pairs}:
+            ANSWERS.labels(PREDICT, version).inc()
         return answer
 
 
 Tandem.add_asgi_middleware(ErrorBodies)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service
 Tandem.add_asgi_middleware(Door, settings=settings)  # type: ignore[attr-defined]
-Tandem.add_asgi_middleware(Express, rank=_rank)  # type: ignore[attr-defined]
+Tandem.add_asgi_middleware(Express, rank=_rank, predict=_predict)  # type: ignore[attr-defined]

@@ -42,7 +42,9 @@ class ServeSettings(BaseModel):
     max_candidates: int = Field(default=MAX_ITEMS, ge=1, le=MAX_ITEMS, description="Items or pairs of a request.")
     max_body: int = Field(default=2**20, ge=1024, description="Bytes of a request's body.")
     max_concurrency: int = Field(default=64, ge=1, description="Requests at once; any more are answered 429.")
-    threads: int = Field(default=4, ge=1, le=64, description="Requests that are worked on at once.")
+    threads: int = Field(
+        default=4, ge=1, le=64, description="Reads of the online store, and writes of feedback, at once."
+    )
     timeout: float = Field(default=5.0, gt=0, description="Seconds; a request that waited longer is not begun.")
 
     feature_deadline: float = Field(default=0.25, gt=0, description="Seconds that a request waits for features.")

@@ -29,14 +29,18 @@ def make_features(store, **settings):
     return features
 
 
+def gather(features, users, items):
+    return asyncio.run(features.gather(users, items))
+
+
 def test_each_key_is_read_once(store):
     features = make_features(store)
-    gathered = features.gather(["u1", "u1", "u1"], ["i1", "i2", "i1"])
+    gathered = gather(features, ["u1", "u1", "u1"], ["i1", "i2", "i1"])
     assert gathered.users == {"u1": {"gender": "F", "city": None}}
     assert gathered.items == {"i1": {"price": 1.0}, "i2": {"price": 2.0}}
     assert not gathered.degraded, "no history is how a new user looks"
     assert set(store.reads.values()) == {1}
-    features.gather(["u1"], ["i1", "i2"])
+    gather(features, ["u1"], ["i1", "i2"])
     assert store.reads["user_profile", "u1"] == 2, "users are read at every request"
     assert store.reads["item_profile", "i1"] == 1
 
@@ -44,19 +48,19 @@ def test_each_key_is_read_once(store):
 def test_features_that_no_model_reads_are_not_read(store):
     features = OnlineFeatures(store, ServeSettings(), now=lambda: NOW)
     features.want(["price"])
-    assert features.gather(["u1"], ["i1"]).users == {"u1": {}}
+    assert gather(features, ["u1"], ["i1"]).users == {"u1": {}}
     assert set(store.reads) == {("item_profile", "i1")}
 
 
 def test_a_view_that_has_no_row_is_missing_and_a_null_in_a_row_is_a_value(store):
-    gathered = make_features(store).gather(["nobody"], ["i1", "nothing", "none"])
+    gathered = gather(make_features(store), ["nobody"], ["i1", "nothing", "none"])
     assert gathered.users == {"nobody": {}}
     assert gathered.items == {"i1": {"price": 1.0}, "nothing": {}, "none": {}}
     assert gathered.degraded == {("user_profile", "missing"): 1, ("item_profile", "missing"): 2}
 
 
 def test_age_is_judged_by_the_event(store):
-    gathered = make_features(store).gather([], ["i99", "i100", "i101", "i150"])
+    gathered = gather(make_features(store), [], ["i99", "i100", "i101", "i150"])
     assert gathered.items == {"i99": {"price": 99.0}, "i100": {"price": 100.0}, "i101": {}, "i150": {}}
     assert gathered.degraded == {("item_profile", "stale"): 2}
 
@@ -64,56 +68,59 @@ def test_age_is_judged_by_the_event(store):
 def test_values_from_the_future_have_not_happened_yet(store):
     for seconds, key in ((30, "soon"), (61, "later")):
         store.rows["item_profile"][key] = Stored({"price": 1.0, "title": "x"}, NOW + seconds)
-    gathered = make_features(store).gather([], ["soon", "later"])
+    gathered = gather(make_features(store), [], ["soon", "later"])
     assert gathered.items == {"soon": {"price": 1.0}, "later": {}}
     assert gathered.degraded == {("item_profile", "future"): 1}
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_the_event_loop_gathers_the_same(store, direct):
-    store.direct = direct
-    users, items = ["u1", "nobody"], ["i1", "i150", "none", "i99"]
-    for user in users:
-        expected = make_features(store).gather([user], items)
-        found = asyncio.run(make_features(store).gather_soon([user], items))
-        assert (found.users, found.items, found.degraded) == (expected.users, expected.items, expected.degraded)
-        alone = asyncio.run(make_features(store).gather_soon([user], []))
-        assert (alone.users, alone.items) == (expected.users, {})
-
-
-@pytest.mark.parametrize("direct", [True, False])
-def test_the_event_loop_waits_no_longer_either_and_leaves_a_broken_store_alone(store, direct):
+def test_a_late_answer_is_not_waited_for_nor_a_broken_store_asked_for_ever(store, direct):
     store.direct = direct
     features = make_features(store, feature_deadline=0.05, breaker_failures=2, breaker_pause=60)
-    store.seconds = 0.5
+    store.seconds = 5
     began = time.monotonic()
-    late = asyncio.run(features.gather_soon(["u1"], []))
-    assert time.monotonic() - began < 5, "asyncio.run itself waits for the thread"
-    assert (late.users, late.degraded["user_profile", "unreachable"]) == ({"u1": {}}, 1)
+
+    async def late():
+        found = await features.gather(["u1"], [])
+        return found, time.monotonic() - began
+
+    found, seconds = asyncio.run(late())
+    assert seconds < 4
+    assert (found.users, found.degraded["user_profile", "unreachable"]) == ({"u1": {}}, 1)
     store.seconds, store.broken = 0, True
     for _ in range(5):
-        assert asyncio.run(features.gather_soon(["u1"], [])).degraded["user_profile", "unreachable"] == 1
+        assert gather(features, ["u1"], []).degraded["user_profile", "unreachable"] == 1
     assert features.breaker.open
     assert store.reads["user_profile", "u1"] == 2
+
+
+@pytest.mark.parametrize("user", ["u1", "nobody"])
+def test_a_store_that_needs_no_thread_gives_the_same(store, user):
+    items = ["i1", "i150", "none", "i99"]
+    found = []
+    for store.direct in (True, False):
+        found.append([gather(make_features(store), [user], asked) for asked in (items, [])])
+    for direct, threaded in zip(*found, strict=True):
+        assert (direct.users, direct.items, direct.degraded) == (threaded.users, threaded.items, threaded.degraded)
 
 
 def test_a_row_that_holds_still_says_until_when(store):
     clock = Clock()
     features = make_features(store, item_age=10)
     features.items.clock = clock
-    first = features.gather([], ["i1", "i95", "i150", "none"])
+    first = gather(features, [], ["i1", "i95", "i150", "none"])
     assert first.until == {"i1": 10, "i95": 5}, "the age of the table, or what is left of the view's"
     clock.now = 4
-    again = features.gather([], ["i1", "i95"])
+    again = gather(features, [], ["i1", "i95"])
     assert again.until["i1"] == 10
     assert again.items["i1"] is first.items["i1"]
     clock.now = 11
-    assert features.gather([], ["i1"]).until == {}, "an old row is asked for each time, so that it is renewed"
+    assert gather(features, [], ["i1"]).until == {}, "an old row is asked for each time, so that it is renewed"
     features.renew(10)
-    assert features.gather([], ["i1"]).until == {"i1": 21}
+    assert gather(features, [], ["i1"]).until == {"i1": 21}
     assert first.epoch == again.epoch
     features.items.expire()
-    expired = features.gather([], ["i1"])
+    expired = gather(features, [], ["i1"])
     assert (expired.until, expired.epoch) == ({}, first.epoch + 1)
 
 
@@ -121,25 +128,22 @@ def test_values_grow_stale_in_the_table_too(store):
     now = NOW
     features = OnlineFeatures(store, ServeSettings(), now=lambda: now)
     features.want(WANTED)
-    assert not features.gather([], ["i50"]).degraded
+    assert not gather(features, [], ["i50"]).degraded
     now += 51
-    assert features.gather([], ["i50"]).degraded == {("item_profile", "stale"): 1}
+    assert gather(features, [], ["i50"]).degraded == {("item_profile", "stale"): 1}
     assert store.reads["item_profile", "i50"] == 1
 
 
 def test_ids_that_are_made_up_are_not_kept(store):
     features = make_features(store)
-    features.gather([], ["i1"])
-    features.gather([], [f"made-up-{number}" for number in range(1000)])
+    gather(features, [], ["i1"])
+    gather(features, [], [f"made-up-{number}" for number in range(1000)])
     assert len(features.items) == 1
 
 
-def test_a_late_answer_is_not_waited_for(store):
-    features = make_features(store, feature_deadline=0.05)
+def test_what_comes_too_late_is_left_out_by_view(store):
     store.seconds = 0.5
-    began = time.monotonic()
-    gathered = features.gather(["u1"], ["i1"])
-    assert time.monotonic() - began < 0.4
+    gathered = gather(make_features(store, feature_deadline=0.05), ["u1"], ["i1"])
     assert gathered.users == {"u1": {}}
     assert gathered.degraded == {
         ("user_profile", "unreachable"): 1,
@@ -152,20 +156,20 @@ def test_a_broken_store_is_left_alone_and_found_again(store):
     features = make_features(store, breaker_failures=3, breaker_pause=0.1)
     store.broken = True
     for _ in range(10):
-        assert features.gather(["u1"], []).degraded["user_profile", "unreachable"] == 1
+        assert gather(features, ["u1"], []).degraded["user_profile", "unreachable"] == 1
     assert store.reads["user_profile", "u1"] == 3
     store.broken = False
     time.sleep(0.15)
-    assert not features.gather(["u1"], []).degraded
+    assert not gather(features, ["u1"], []).degraded
     assert not features.breaker.open
 
 
 def test_kept_items_outlive_the_store_even_when_they_are_old(store):
     features = make_features(store)
-    features.gather(["u1"], ["i1"])
+    gather(features, ["u1"], ["i1"])
     features.items.clock = lambda: time.monotonic() + 10_000
     store.broken = True
-    gathered = features.gather([], ["i1"])
+    gathered = gather(features, [], ["i1"])
     assert gathered.items == {"i1": {"price": 1.0}}
     assert not gathered.degraded
 
@@ -174,31 +178,31 @@ def test_an_old_item_is_served_once_more_and_renewed_behind_the_request(store):
     clock = Clock()
     features = make_features(store, item_age=10)
     features.items.clock = clock
-    features.gather([], ["i1", "i2"])
+    gather(features, [], ["i1", "i2"])
     store.rows["item_profile"]["i1"] = Stored({"price": 7.0, "title": "x"}, NOW)
     del store.rows["item_profile"]["i2"]
     clock.now = 11
-    assert features.gather([], ["i1"]).items == {"i1": {"price": 1.0}}
+    assert gather(features, [], ["i1"]).items == {"i1": {"price": 1.0}}
     assert store.reads["item_profile", "i1"] == 1, "not inside the request"
     assert features.renew(10) == 1
-    assert features.gather([], ["i1"]).items == {"i1": {"price": 7.0}}
-    features.gather([], ["i2"])
+    assert gather(features, [], ["i1"]).items == {"i1": {"price": 7.0}}
+    gather(features, [], ["i2"])
     features.renew(10)
-    assert features.gather([], ["i2"]).items == {"i2": {}}, "an item that the store dropped is dropped here"
+    assert gather(features, [], ["i2"]).items == {"i2": {}}, "an item that the store dropped is dropped here"
     clock.now = 100
-    assert features.gather([], ["i1"]).items == {"i1": {"price": 7.0}}
+    assert gather(features, [], ["i1"]).items == {"i1": {"price": 7.0}}
     assert store.reads["item_profile", "i1"] == 3, "twice as old as allowed: read inside the request"
 
 
 def test_a_materialisation_makes_every_item_old(store):
     features = make_features(store)
-    features.gather([], ["i1"])
+    gather(features, [], ["i1"])
     features.look_at_registry()
-    features.gather([], ["i1"])
+    gather(features, [], ["i1"])
     assert features.renew(10) == 0
     store.state = replace(store.state, materialised=datetime.now(UTC))
     features.look_at_registry()
-    features.gather([], ["i1"])
+    gather(features, [], ["i1"])
     assert features.renew(10) == 1
 
 

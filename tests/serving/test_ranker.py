@@ -13,8 +13,7 @@ from components.dataset.bundle import Bundle, write_manifest
 from serving.features import OnlineFeatures
 from serving.journal import PredictionLog
 from serving.online import Registered, Stored, View
-from serving.ranker import Ranker, RequestError
-from serving.schemas import RankRequest
+from serving.ranker import Ranker, RequestError, merged
 from serving.scorer import Scorer
 from serving.settings import ServeSettings
 from tests.serving.stores import MemoryStore
@@ -47,7 +46,7 @@ def scores(bundle, user, item):
     store.state = Registered(views, "one", None)
     store.rows = {"user_profile": {"c1": user and Stored(user, 0)}, "item_profile": {"s1": item and Stored(item, 0)}}
     ranker = Ranker(Scorer(bundle), OnlineFeatures(store, ServeSettings()), "1", max_candidates=2)
-    answer = ranker.rank(RankRequest(user_id="c1", item_ids=["s1"]))
+    answer = asyncio.run(ranker.rank("c1", ["s1"])).response()
     return answer.items[0].probability, [worse.model_dump() for worse in answer.degraded]
 
 
@@ -68,19 +67,22 @@ def test_a_null_is_no_missing_feature(bundle):
     assert probability != scores(bundle, None, ITEM)[0]
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_the_event_loop_ranks_and_logs_the_same(bundle, tmp_path, known):
+def ranker_of_nine(bundle, log):
     store = MemoryStore()
     store.state = Registered((View("item_profile", "item", ("colours", "price"), None, None),), "one", None)
     store.rows = {"item_profile": {f"s{n}": Stored({"colours": ["red"], "price": float(n)}, 0) for n in range(9)}}
+    return Ranker(Scorer(bundle), OnlineFeatures(store, ServeSettings()), "1", max_candidates=20, journal=log)
+
+
+def test_items_that_hold_still_are_ranked_and_logged_the_same(bundle, tmp_path):
     log = PredictionLog(tmp_path, share=1, seconds=60, megabytes=1)
-    features = OnlineFeatures(store, ServeSettings())
-    ranker = Ranker(Scorer(bundle), features, "1", max_candidates=20, journal=log)
-    items = ["s8", "s2", "s2", "s5"] if known else ["s8", "s2", "none", "s5"]
-    request = RankRequest(user_id="c1", item_ids=items, top_k=3)
-    answers = [ranker.rank(request, "0" * 32)]
-    assert (ranker.scorer.known(items, features.items.clock(), features.items.epoch) is not None) == known
-    answers.append(asyncio.run(ranker.rank_soon(request, "1" * 32)).response())
+    ranker = ranker_of_nine(bundle, log)
+    items = ["s8", "s2", "s2", "s5"]
+    answers = []
+    for known in (False, True):
+        found = ranker.scorer.known(items, ranker.features.items.clock(), ranker.features.items.epoch)
+        assert (found is not None) == known
+        answers.append(asyncio.run(ranker.rank("c1", items, top_k=3, request_id=str(int(known)) * 32)).response())
     assert answers[0].model_copy(update={"request_id": "1" * 32}) == answers[1]
     log.stop()
     rows = ds.dataset(log.folder, format="parquet").to_table().drop_columns(["at"]).to_pylist()
@@ -89,8 +91,27 @@ def test_the_event_loop_ranks_and_logs_the_same(bundle, tmp_path, known):
     assert len(first) == 4
 
 
+def test_pairs_of_two_models_come_back_in_the_order_asked(bundle):
+    """As while a candidate is tried out: each pair by its user's model, what was left out counted once for all."""
+    rankers = [ranker_of_nine(bundle, None) for _ in range(2)]
+    for version, ranker in enumerate(rankers):
+        ranker.version = str(version)
+    users, items = [f"c{n}" for n in range(6)], ["s1", "none", "s2", "s3", "none", "s4"]
+    of = [rankers[place % 2] for place in range(6)]
+    answer = asyncio.run(merged(of, users, items, [{}] * 6))
+    assert [pair[:3] for pair in answer.pairs] == list(zip(users, items, "010101", strict=True))
+    assert [worse.model_dump() for worse in answer.stamp["degraded"]] == [
+        {"view": "item_profile", "reason": "missing", "keys": 2}
+    ]
+    alone = asyncio.run(rankers[0].predict(users, items, [{}] * 6))
+    assert [pair[3] for pair in answer.pairs] == pytest.approx([pair[3] for pair in alone.pairs], abs=1e-6)
+    assert answer.response().pairs[1].cold == alone.response().pairs[1].cold
+
+
 def test_a_service_may_allow_fewer_candidates(bundle):
     ranker = Ranker(Scorer(bundle), OnlineFeatures(MemoryStore(), ServeSettings()), "1", max_candidates=2)
-    ranker.rank(RankRequest(user_id="c1", item_ids=["s1", "s2"]))
+    asyncio.run(ranker.rank("c1", ["s1", "s2"]))
     with pytest.raises(RequestError, match="item_ids: at most 2 are allowed, not 3"):
-        ranker.rank(RankRequest(user_id="c1", item_ids=["s1", "s2", "s3"]))
+        asyncio.run(ranker.rank("c1", ["s1", "s2", "s3"]))
+    with pytest.raises(RequestError, match="pairs: at most 2 are allowed, not 3"):
+        asyncio.run(ranker.predict(["c1"] * 3, ["s1", "s2", "s3"], [{}] * 3))

@@ -37,15 +37,25 @@ def test_top_k_is_the_head_of_the_list(service):
     assert [item["item_id"] for item in head] == [item["item_id"] for item in whole[:5]]
 
 
-def test_both_ways_to_an_answer_give_the_same(service):
+ODD = {
+    "ids of both kinds": {"user_id": 7, "item_ids": ["s1", 12, "nothing"]},
+    "an id of many digits": {"user_id": 10**40, "item_ids": ["s1", -(10**30)]},
+    "all of it": {"user_id": "c3", "item_ids": [*ITEMS, "s1", "none"], "context": {"device": "phone"}, "top_k": 30},
+    "a stranger": {"user_id": "nobody", "item_ids": ITEMS},
+    "context that the model has not": {"user_id": "c1", "item_ids": ITEMS, "context": {"moon": "full"}},
+    "context of another type": {"user_id": "c1", "item_ids": ["s1"], "context": {"device": 1.5}},
+    "wrong in form": {"user_id": "c1", "item_ids": []},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_both_ways_to_an_answer_give_the_same(service, name):
     """A body without a content type is read by BentoML, one with the right one by ourselves."""
-    for request in (
-        {"user_id": "c3", "item_ids": [*ITEMS, "s1", "nothing"], "context": {"device": "phone"}, "top_k": 30},
-        {"user_id": "nobody", "item_ids": ITEMS},
-        {"user_id": "c1", "item_ids": ITEMS, "context": {"moon": "full"}},
-        {"user_id": "c1", "item_ids": ["s1"], "context": {"device": 1.5}},
-    ):
-        answers = [service.post("/rank", request), service.client.post("/rank", content=json.dumps(request))]
+    request = ODD[name]
+    context = {"context": request["context"]} if "context" in request else {}
+    pairs = [{"user_id": request["user_id"], "item_id": item, **context} for item in request["item_ids"]]
+    for path, content in (("/rank", request), ("/predict", {"pairs": pairs})):
+        answers = [service.post(path, content), service.client.post(path, content=json.dumps(content))]
         bodies = [{**answer.json(), "request_id": ""} for answer in answers]
         assert bodies[0] == bodies[1]
         assert answers[0].status_code == answers[1].status_code

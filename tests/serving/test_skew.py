@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -80,7 +81,7 @@ def test_a_thousand_users_and_items_have_the_same_features_online_and_offline(wo
     now = pa.array([datetime.now(UTC)] * COUNT, logs.MOMENT)
     joined = offline(spec, pa.array(users), pa.array(items), now)
     features.want(joined.views)
-    gathered = features.gather(users, items)
+    gathered = asyncio.run(features.gather(users, items))
     names = set(joined.views)
     assert {"country_y", "tags", "title", "price", "genres", "history_item_id", "history_price"} <= names
     compared = 0
