@@ -9,6 +9,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+Ids = npt.NDArray[np.int64]
+
 #: Local codes that every field has; the codes of its values follow.
 UNKNOWN = 0
 MISSING = 1
@@ -42,6 +44,32 @@ class FieldSlots:
     def stop(self) -> int:
         """First column after this field's."""
         return self.start + self.width
+
+
+@dataclass(frozen=True)
+class PartColumns:
+    """The columns of some sides' layout, [part's width], among the `width` columns of the whole one.
+
+    An id of column i of the part is that of column `columns[i]` of the whole less `shift[i]`; padding stays padding.
+    """
+
+    columns: Ids
+    shift: Ids
+    width: int
+
+    def taken(self, ids: Ids) -> Ids:
+        """The part's ids [n, part's width] of whole rows [n, width]."""
+        mine = ids[:, self.columns]
+        return np.where(mine == PADDING, PADDING, mine - self.shift)
+
+    def spread(self, ids: Ids) -> Ids:
+        """Whole rows [n, width] of the part's ids [n, part's width]; padding where the part has no column.
+
+        Those of all parts together, added, are the whole rows.
+        """
+        found = np.zeros((len(ids), self.width), dtype=np.int64)
+        found[:, self.columns] = np.where(ids == PADDING, PADDING, ids + self.shift)
+        return found
 
 
 @dataclass(frozen=True)
@@ -92,15 +120,19 @@ class InputLayout:
                 start += slots.width
         return type(self)(tuple(fields), tuple(history))
 
-    def ids_of(self, sides: Collection[str], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Ids [n, width] as the columns and ids of `of(sides)`."""
+    def part(self, sides: Collection[str]) -> PartColumns:
+        """Where the columns of `of(sides)` lie in this layout, and by how much their ids differ."""
         part = self.of(sides)
-        found = np.zeros((len(ids), part.width), dtype=np.int64)
+        columns, shift = (np.zeros(part.width, dtype=np.int64) for _ in range(2))
         for slots in (*part.fields, *part.history):
             whole = self.field(slots.name)
-            mine = ids[:, whole.start : whole.stop]
-            found[:, slots.start : slots.stop] = np.where(mine == PADDING, PADDING, mine - whole.offset + slots.offset)
-        return found
+            columns[slots.start : slots.stop] = np.arange(whole.start, whole.stop)
+            shift[slots.start : slots.stop] = whole.offset - slots.offset
+        return PartColumns(columns, shift, self.width)
+
+    def ids_of(self, sides: Collection[str], ids: Ids) -> Ids:
+        """Ids [n, width] as the columns and ids of `of(sides)`."""
+        return self.part(sides).taken(ids)
 
     def field(self, name: str) -> FieldSlots:
         """The slots of a field, or of a history by its column's name.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,10 @@ import onnxruntime
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+#: Numbers of rows at which two calls are compared, and how often each is made; its quickest time counts.
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+ROUNDS = 5
 
 
 def open_session(path: Path) -> Any:
@@ -49,3 +55,40 @@ class FoldedModel:
         """Click probabilities [n] of a request's ids [1, layout.of(REQUEST).width] and n items' parts."""
         feeds = {"ids": ids, **dict(zip(self._names, parts, strict=True))}
         return cast(Floats, self._ranker.run(["probability"], feeds)[0])
+
+
+def crossing(
+    small: Callable[[int], object], large: Callable[[int], object], clock: Callable[[], float] = time.thread_time
+) -> int:
+    """The number of rows from which on `large` takes no longer than `small`, as measured here and now.
+
+    Both are taken to grow evenly between two of SIZES. What is quicker at two sizes in a row stays so; where `large`
+    is never quicker, it is used for more than the largest size all the same.
+
+    Args:
+        small: A call for few rows, given their number.
+        large: A call for many rows, given their number.
+        clock: Seconds of this thread's processor: other work on the machine is not to decide.
+    """
+    before, found = (0, 0.0), 0
+    for size in SIZES:
+        gain = _quickest(small, size, clock) - _quickest(large, size, clock)
+        if gain >= 0 and found:
+            return found
+        found = _between(*before, size, gain) if gain >= 0 else 0
+        before = size, gain
+    return found or SIZES[-1] + 1
+
+
+def _between(low: int, loss: float, high: int, gain: float) -> int:
+    """Where a line through (low, loss <= 0) and (high, gain >= 0) crosses zero, rounded up; 1 at least."""
+    return high if gain == loss else max(1, math.ceil(low + (high - low) * loss / (loss - gain)))
+
+
+def _quickest(call: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:
+    taken = []
+    for _ in range(ROUNDS):
+        began = clock()
+        call(size)
+        taken.append(clock() - began)
+    return min(taken)

@@ -1,6 +1,7 @@
 """The scorer on what the real pipeline has deployed: one request's items, folded and whole."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from components.dataset.bundle import RANKER, Bundle, BundleError
+from components.dataset.scoring import SIZES
 from components.dataset.training_set import TrainingSet
 from components.run import read_json, write_json
 from serving.scorer import Scorer
@@ -40,11 +42,33 @@ def test_folded_and_whole_rank_alike(stored, rows, tmp_path):
     items["nothing"] = {}
     for request in (rows[0], rows[5], {"user_id": "nobody"}, {}):
         expected, strangers = whole.rank(request, keys, items)
-        for _ in range(2):
+        for folded.folds_from in (1, len(keys), len(keys) + 1):
             found, cold = folded.rank(request, keys, items)
             np.testing.assert_allclose(found, expected, atol=1e-5)
             assert cold.tolist() == strangers.tolist() == [key == "nothing" for key in keys]
         assert len(np.unique(found)) > 10
+
+
+def noted(calls, name, call, *given):
+    calls.append(name)
+    return call(*given)
+
+
+def test_the_quicker_call_is_found_by_measuring(stored, rows):
+    """Which one it is depends on the machine; that both give the same does not."""
+    scorer = Scorer(Bundle.open(stored))
+    assert 1 <= scorer.folds_from <= SIZES[-1] + 1
+    calls = []
+    for name in ("whole", "folded"):
+        model = getattr(scorer, name)
+        model.probabilities = partial(
+            lambda made, said, *given: calls.append(said) or made(*given), model.probabilities, name
+        )
+    scorer.folds_from = 3
+    items = {row["item_id"]: row for row in rows}
+    for count in (1, 2, 3, 4):
+        scorer.rank(rows[0], list(items)[:count], items)
+    assert calls == ["whole", "whole", "folded", "folded"]
 
 
 def test_the_parts_follow_an_items_features(stored, rows):

@@ -48,3 +48,15 @@ def test_a_sides_layout_is_that_of_its_vocabulary():
         assert {field.side for field in part.fields} == {slots.side for slots in part.layout.fields} <= sides
         alone = part.encode({name: train[name] for name in part.columns})
         np.testing.assert_array_equal(vocabulary.layout.ids_of(sides, whole), alone)
+
+
+def test_the_parts_of_whole_rows_make_them_up_again():
+    train = rows(60)
+    vocabulary = Vocabulary.fit(spec_of(), train)
+    whole = vocabulary.encode({name: train[name] for name in vocabulary.columns})
+    parts = [vocabulary.layout.part(sides) for sides in ({"user", "context"}, {"item"})]
+    taken = [part.taken(whole) for part in parts]
+    np.testing.assert_array_equal(sum(part.spread(ids) for part, ids in zip(parts, taken, strict=True)), whole)
+    one_request = parts[0].spread(taken[0][:1]) + parts[1].spread(taken[1])
+    np.testing.assert_array_equal(parts[1].taken(one_request), taken[1])
+    np.testing.assert_array_equal(parts[0].taken(one_request), np.repeat(taken[0][:1], len(whole), axis=0))
