@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
 from components.dataset.events import EPOCH, LABELS, MOMENTS
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec, HistorySpec, Kind
-from feature_repo.definitions import USER_EVENTS
+from feature_repo.definitions import HISTORY_VIEW, USER_EVENTS
 from feature_repo.history import HistoryColumn, history_columns, liked_column
-from feature_repo.store import online_rows
+from feature_repo.locks import writing
+from feature_repo.store import online_rows, row_times
 
 MICROSECOND = timedelta(microseconds=1)
 
@@ -62,19 +65,21 @@ def read_events(lines: Iterable[str]) -> list[Event]:
     return events
 
 
-def push_events(store: Any, spec: DatasetSpec, events: Sequence[Event], now: datetime | None = None) -> int:
+def push_events(store: Any, spec: DatasetSpec, events: Sequence[Event]) -> int:
     """Put events into the online histories of their users, through Feast's push source; the users written.
 
     A history afterwards is what materialising a log with these events would have made of it: one that is there
-    already is not added again, items are described as the online store describes them now. Counts over windows are not
-    pushed: without the events that fall out again they would be wrong; they follow with the next materialisation. Two
-    calls at once for one user may lose an event until then, since an online store has no transactions.
+    already is not added again, items are described as the online store describes them now. An event that comes late
+    stands where its moment belongs, or last where the log says when an impression became known, since it becomes
+    known now. Counts over windows are not pushed: without the events that fall out again they would be wrong; they
+    follow with the next materialisation.
+
+    Several may push at once, also beside a materialisation: one waits for the other (`locks.writing`).
 
     Args:
-        store: what `open_store` gives, or any reader's store of the same project.
+        store: what `open_store` gives.
         spec: the data set.
         events: in any order.
-        now: when late events become known.
 
     Raises:
         UserError: the data set has no history.
@@ -88,11 +93,16 @@ def push_events(store: Any, spec: DatasetSpec, events: Sequence[Event], now: dat
     for event in sorted(kept, key=lambda event: event.moment):
         by_user[event.user_id].append(event)
     items = _rows(online_rows(store, spec, "item", sorted({event.item_id for event in kept})), ITEM_KEY)
-    known = _rows(online_rows(store, spec, "user", list(by_user)), USER_KEY)
-    rows = [_row(spec, user, known[user], of, items, now or datetime.now(UTC)) for user, of in by_user.items()]
-    changed = [row for row in rows if row is not None]
-    if changed:
-        store.push(USER_EVENTS, pd.DataFrame(changed))
+    with writing(store):
+        known = _rows(online_rows(store, spec, "user", list(by_user)), USER_KEY)
+        times = row_times(store, store.get_feature_view(HISTORY_VIEW), list(by_user))
+        rows = [
+            _row(spec, user, known[user], time, of, items)
+            for (user, of), time in zip(by_user.items(), times, strict=True)
+        ]
+        changed = [row for row in rows if row is not None]
+        if changed:
+            store.push(USER_EVENTS, pd.DataFrame(changed))
     return len(changed)
 
 
@@ -107,30 +117,51 @@ def _row(
     spec: DatasetSpec,
     user: str,
     known: Mapping[str, Any],
+    time: datetime | None,
     events: Sequence[Event],
     items: Mapping[str, Mapping[str, Any]],
-    now: datetime,
 ) -> dict[str, Any] | None:
-    """A user's row of the history view after the events; None if it has them all."""
+    """A user's row of the history view after the events, which come in the order of time; None if it stays as it is.
+
+    It is later than the row that it replaces, of `time`: materialising keeps it until a table has a later one.
+    """
     assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
     columns, liked = history_columns(spec), liked_column(spec)
     (item,) = (column.name for column in columns if column.kind is Kind.ID)
-    moments = list(known.get(MOMENTS) or [])
-    there = set(zip(known.get(item) or [], moments, strict=True))
-    new = [event for event in events if (event.item_id, event.microseconds) not in there]
-    if not new:
+    lists = {column.name: list(known.get(column.name) or []) for column in columns}
+    titles = list(known.get(liked.name) or []) if liked else []
+    entered = False
+    for event in events:
+        if (event.item_id, event.microseconds) in zip(lists[item], lists[MOMENTS], strict=True):
+            continue
+        place = _place(spec, lists[MOMENTS], event)
+        labels = [*lists[LABELS][:place], event.label, *lists[LABELS][place:]]
+        newest = _newest(labels, spec.history)
+        if place not in newest:
+            continue  # a full history knows of nothing as old as this
+        if liked is not None and event.label == 1:
+            titles.insert(len(titles) - sum(lists[LABELS][place:]), _value(liked, event, items))
+        for column in columns:
+            lists[column.name].insert(place, _value(column, event, items))
+            lists[column.name] = [lists[column.name][kept] for kept in newest]
+        entered = True
+    if not entered:
         return None
-    late = bool(moments) and new[0].microseconds < max(moments)
-    row: dict[str, Any] = {USER_KEY: user}
-    newest = _newest([*(known.get(LABELS) or []), *(event.label for event in new)], spec.history)
-    for column in columns:
-        every = [*(known.get(column.name) or []), *(_value(column, event, items) for event in new)]
-        row[column.name] = [every[place] for place in newest]
+    # Of a list of nothing but NaN Feast makes zeros, unless its type says that they are numbers.
+    numbers = {column.name: np.array(lists[column.name], float) for column in columns if column.kind is Kind.NUMBER}
+    row: dict[str, Any] = {USER_KEY: user, **lists, **numbers}
     if liked is not None:
-        added = [_value(liked, event, items) for event in new if event.label == 1]
-        row[liked.name] = [*(known.get(liked.name) or []), *added][-spec.history.length :]
-    row[EVENT_TIMESTAMP] = max(now, new[-1].moment) if late else new[-1].moment + MICROSECOND
+        row[liked.name] = titles[-spec.history.length :]
+    after = EPOCH + MICROSECOND * (max(lists[MOMENTS]) + 1)
+    row[EVENT_TIMESTAMP] = after if time is None else max(after, time + MICROSECOND)
     return row
+
+
+def _place(spec: DatasetSpec, moments: Sequence[int], event: Event) -> int:
+    """Where an event stands among those that are there: they are in the order in which they became known."""
+    if spec.sources.impressions.created is not None:
+        return len(moments)
+    return bisect_right(moments, event.microseconds)
 
 
 def _newest(labels: Sequence[int], history: HistorySpec) -> list[int]:

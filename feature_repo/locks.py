@@ -1,4 +1,4 @@
-"""One writer at a time, on one machine or on many: Feast's registries do not see to it."""
+"""One writer at a time, on one machine or on many: neither Feast's registries nor its online stores see to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def alone(registry: Any, what: str) -> Iterator[None]:
         UserError: the registry is neither a file nor in PostgreSQL.
     """
     if registry.registry_type == "file":
-        with _file_lock(Path(registry.path).with_suffix(f".{what}.lock")):
+        with file_lock(Path(registry.path).with_suffix(f".{what}.lock")):
             yield
         return
     if registry.registry_type != "sql" or not registry.path.startswith("postgresql"):
@@ -33,10 +33,25 @@ def alone(registry: Any, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock on a file, which is made where there is none, and hold it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def writing(store: Any) -> Iterator[None]:
+    """Be the only one that reads rows of a project's online store and writes what it makes of them.
+
+    No online store of Feast's has transactions over a read and a write. The lock is the registry's, which all writers
+    of a project share, whatever the online store is.
+
+    Raises:
+        UserError: as `alone` does.
+    """
+    with alone(store.config.registry, f"online_{store.project}"):
         yield
 
 

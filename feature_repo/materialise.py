@@ -27,8 +27,8 @@ from feature_repo.asof import FeatureTable, latest_query, literal, quoted, scan,
 from feature_repo.definitions import is_dated
 from feature_repo.engine import memory_limit
 from feature_repo.environment import feast_home
-from feature_repo.locks import alone
-from feature_repo.store import apply, changing, open_store
+from feature_repo.locks import alone, writing
+from feature_repo.store import apply, changing, open_store, row_times
 
 log = logging.getLogger("tandem.materialise")
 
@@ -36,8 +36,8 @@ log = logging.getLogger("tandem.materialise")
 BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 #: Keys of each view that are read back after it was materialised.
 SAMPLE = 200
-#: Keys written between two notes of how far it has come.
-PIECE = 100_000
+#: Keys written between two notes of how far it has come, for which a push has to wait.
+PIECE = 20_000
 
 
 @dataclass(frozen=True)
@@ -211,10 +211,11 @@ def _write(
             note = {**target.to_json(), "base": base and base.to_json(), "pieces": pieces, "written": piece}
             notes.keep(view, {**known, "under_way": note})
             query = f"SELECT * FROM changed WHERE hash({quoted(key)}) % {pieces} = {piece}"
-            rows = _without_newer(store, view, connection.sql(query).to_arrow_table())
-            if rows.num_rows:
-                pq.write_table(rows, piece_file)
-                flush(target.until)
+            with writing(store):
+                rows = _without_newer(store, view, connection.sql(query).to_arrow_table())
+                if rows.num_rows:
+                    pq.write_table(rows, piece_file)
+                    flush(target.until)
             written += rows.num_rows
             if pieces > 1:
                 log.info("%s: piece %d of %d written", view.name, piece + 1, pieces)
@@ -251,15 +252,9 @@ def _writer(store: Any, view: Any) -> Iterator[Any]:
     with TemporaryDirectory(prefix="tandem-materialise-") as folder:
         path = Path(folder, "piece.parquet")
         content = store.config.model_dump(by_alias=True, exclude_unset=True)
-        online = dict(content["online_store"])
-        if online["type"] == "redis":
-            # Feast's Redis store leaves out what is no newer than what it holds, a corrected value too.
-            online["skip_dedup"] = True
         registry = {"registry_type": "file", "path": f"{folder}/registry.db"}
         offline = {"type": "feature_repo.offline.AsofOfflineStore"}
-        writer = FeatureStore(
-            config=RepoConfig(**{**content, "registry": registry, "online_store": online, "offline_store": offline})
-        )
+        writer = FeatureStore(config=RepoConfig(**{**content, "registry": registry, "offline_store": offline}))
         entity = store.get_entity(view.entities[0])
         source = FileSource(name="piece", path=str(path), timestamp_field=view.batch_source.timestamp_field)
         told = False
@@ -278,25 +273,23 @@ def _writer(store: Any, view: Any) -> Iterator[Any]:
 
 def _without_newer(store: Any, view: Any, rows: pa.Table) -> pa.Table:
     """The rows without those of which the online store holds a newer one that was pushed."""
-    if view.stream_source is None or not rows.num_rows:
-        return rows
-    key, name = view.entity_columns[0].name, view.features[0].name
-    online = _online(store, view, [name], rows[key].to_pylist())[f"{name}__ts"]
-    mine = rows[view.batch_source.timestamp_field].to_pylist()
-    return rows.filter(pa.array([not _is_newer(seconds, time) for seconds, time in zip(online, mine, strict=True)]))
+    keys, times = rows[view.entity_columns[0].name], rows[view.batch_source.timestamp_field]
+    return rows.filter(pa.array(_not_newer(store, view, keys.to_pylist(), times.to_pylist()), pa.bool_()))
 
 
-def _is_newer(seconds: int, time: datetime) -> bool:
-    """Whether an online row's time, of which Feast gives the seconds and 0 for none, is later than a table's."""
-    return seconds > 0 and seconds > math.floor(time.timestamp())
+def _not_newer(store: Any, view: Any, keys: Sequence[str], times: Sequence[datetime]) -> list[bool]:
+    """Whether no online row of these keys was pushed that is later than a table's of these times."""
+    if view.stream_source is None:
+        return [True] * len(keys)
+    return [online is None or online <= time for online, time in zip(row_times(store, view, keys), times, strict=True)]
 
 
 def _online(store: Any, view: Any, names: Sequence[str], keys: Sequence[str]) -> dict[str, list[Any]]:
-    """Online features by name, and their times in seconds as name__ts."""
+    """Online features by name."""
     key = view.entity_columns[0].name
-    asked = [{key: value} for value in keys]
-    answer = store.get_online_features([f"{view.name}:{name}" for name in names], asked)
-    rows: dict[str, list[Any]] = answer.to_dict(include_event_timestamps=True)
+    rows: dict[str, list[Any]] = store.get_online_features(
+        [f"{view.name}:{name}" for name in names], [{key: value} for value in keys]
+    ).to_dict()
     return rows
 
 
@@ -314,12 +307,13 @@ def _wrong_value(store: Any, view: Any, source: _Source) -> str | None:
         expected = connection.sql(query).to_arrow_table().to_pydict()
     if not expected[key]:
         return None
-    found, times = _online(store, view, names, expected[key]), expected[view.batch_source.timestamp_field]
+    with writing(store):
+        found = _online(store, view, names, expected[key])
+        judged = _not_newer(store, view, expected[key], expected[view.batch_source.timestamp_field])
     for name in names:
         for place, value in enumerate(expected[name]):
             online = found[name][place]
-            newer = view.stream_source is not None and _is_newer(found[f"{name}__ts"][place], times[place])
-            if not (newer or _same(value, online)):
+            if judged[place] and not _same(value, online):
                 who = f"{view.name}.{name} of {key} '{expected[key][place]}'"
                 return f"{who} is {online!r}, but the table says {value!r}"
     return None

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from feast import FeatureStore, RepoConfig
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 
+from components.dataset.events import EPOCH
 from components.dataset.spec import DatasetSpec
 from components.run import aside
 from feature_repo.definitions import SIDES, Definitions, build
@@ -18,7 +22,10 @@ from feature_repo.environment import feast_home, render, write_config
 from feature_repo.locks import alone
 from feature_repo.publish import publish
 
-__all__ = ["apply", "changing", "online_rows", "open_store", "publish", "training_store"]
+__all__ = ["apply", "changing", "online_rows", "open_store", "publish", "row_times", "training_store"]
+
+#: Keys that are asked for in one question: SQLite knows a limit.
+AT_ONCE = 10_000
 
 
 def open_store(spec: DatasetSpec) -> Any:
@@ -33,6 +40,10 @@ def open_store(spec: DatasetSpec) -> Any:
     content = render(spec)
     for name in (spec.identifier, "feature_store"):
         write_config(spec, feast_home() / f"{name}.yaml")
+    online = content["online_store"]
+    if isinstance(online, dict) and online["type"] == "redis":
+        # Feast's Redis store passes over what is no newer than what it holds: corrected values, and late events.
+        online["skip_dedup"] = True
     store = FeatureStore(config=RepoConfig(**content))
     if store.config.registry.registry_type == "sql":
         with alone(store.config.registry, "schema"):
@@ -81,6 +92,24 @@ def online_rows(store: Any, spec: DatasetSpec, side: str, keys: Sequence[str]) -
         features, [{SIDES[side][0]: value} for value in keys]
     ).to_dict()
     return rows
+
+
+def row_times(store: Any, view: Any, keys: Sequence[str]) -> list[datetime | None]:
+    """The time stamps of the online rows of a view, to the microsecond, None where there is no row.
+
+    Feast's own answer has seconds only, in which a user may have several events.
+    """
+    name, first, config = view.entity_columns[0].name, view.features[0].name, store.config
+    provider = store._get_provider()
+    found: list[datetime | None] = []
+    for start in range(0, len(keys), AT_ONCE):
+        asked = [
+            EntityKey(join_keys=[name], entity_values=[Value(string_val=key)]) for key in keys[start : start + AT_ONCE]
+        ]
+        times = (time for time, _ in provider.online_read(config, view, asked, [first]))
+        # Redis gives 1970 for a row that is not there, SQLite nothing.
+        found += [time if time is not None and time > EPOCH else None for time in times]
+    return found
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from components.dataset.spec import DatasetSpec
 from components.run import read_json, write_json
 from feature_repo.live import Event, push_events
+from feature_repo.locks import file_lock
 from serving.journal import FEEDBACK
 
 #: Beside the feedback: how many bytes of each of its files have been pushed.
@@ -24,7 +25,8 @@ class Pusher:
     """Pushes the feedback of a service's log folder, each event that names its user once.
 
     What was pushed is written down after the push: an event that is pushed again after a fall changes nothing, since
-    a history holds an event of a user, an item and a moment once.
+    a history holds an event of a user, an item and a moment once. Of several that look at one folder one waits for
+    the other, and begins where that one ended.
 
     Args:
         store: Feast's store.
@@ -43,6 +45,10 @@ class Pusher:
             UserError: the data set has no history.
             Exception: the online store cannot be written; nothing is passed over, the next look begins there.
         """
+        with file_lock((self.folder / CURSOR).with_suffix(".lock")):
+            return self._look()
+
+    def _look(self) -> int:
         path = self.folder / CURSOR
         cursor: dict[str, int] = read_json(path) if path.is_file() else {}
         files = sorted((self.folder / FEEDBACK).glob("*.jsonl"))

@@ -52,9 +52,11 @@ def test_pushed_histories_equal_materialised_ones(room, tmp_path, monkeypatch, e
     opened = online_after(tmp_path, monkeypatch, spec, ROWS[:3], "live")
     assert histories(opened, spec) != expected
     pushed = events_of(room, ROWS[3:])
-    assert room.push_events(opened, spec, pushed[::-1]) == 2
+    written = [room.push_events(opened, spec, [event]) for event in pushed[::-1]]
+    assert written == [int(event.label == 1 or events != "positive") for event in pushed[::-1]]
     assert histories(opened, spec) == expected
     assert room.push_events(opened, spec, pushed) == 0, "they are there already"
+    assert room.push_events(opened, spec, events_of(room, ROWS[:1])) == 0, "there, or older than all that is"
     assert histories(opened, spec) == expected
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -77,6 +79,61 @@ def test_what_is_reported_is_in_the_next_read(opened, spec, redis, tmp_path):
     (tmp_path / "log" / CURSOR).unlink()
     assert pusher.look() == 0, "an event that is pushed again changes nothing"
     assert read("a")["item_id"] == ["b", "c", "c"]
+
+
+WRITERS = """
+import os
+from feature_repo import store
+from feature_repo.live import Event, push_events
+from feature_repo.materialise import materialise
+from tests.feature_repo import logs
+from tests.services.test_pushed_feedback import CROWDED, EACH, USERS
+
+spec = logs.make_spec(history=CROWDED)
+
+def work(part):
+    opened = store.open_store(spec)
+    if part == 2:
+        for _ in range(3):
+            materialise(opened, spec, full=True)
+        return
+    for number in range(EACH):
+        said = {"item_id": "b", "label": number % 2, "event_timestamp": logs.moment(10 + 2 * number + part)}
+        assert push_events(opened, spec, [Event(user_id=user, **said) for user in USERS]) == len(USERS)
+
+# Feast is imported once, and each of the three processes has a store of its own.
+children = []
+for part in range(3):
+    if (child := os.fork()) == 0:
+        work(part)
+        os._exit(0)
+    children.append(child)
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+"""
+CROWDED, USERS, EACH = {"length": 200}, ("a", "b"), 15
+
+
+@pytest.mark.parametrize("online", ["redis", "sqlite"])
+def test_writers_at_once_neither_lose_nor_double_an_event(online, request, tmp_path, monkeypatch):
+    """Two that push events of the same users, one of whose events always lie between the other's, and a materialise."""
+    if online == "redis":
+        monkeypatch.setenv("TANDEM_FEAST", str(online_in(request.getfixturevalue("redis"), tmp_path)))
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    spec = logs.make_spec(history=CROWDED)
+    rows = logs.impression_table([("a", "a", 1, 1), ("b", "a", 2, 0)])
+    path = logs.write(tmp_path / "validated", spec, rows, *logs.one_row_tables())
+    store = room.open_store(spec)
+    room.apply(store, spec, path)
+    logs.materialised(store, spec)
+    command = [sys.executable, "-W", "ignore", "-c", WRITERS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    found = room.online_rows(store, spec, "user", list(USERS))
+    for place in range(len(USERS)):
+        seconds = [1 + place, *range(10, 10 + 2 * EACH)]
+        # Where the log says when it was known, an event that comes late is the last.
+        moments = sorted(found["history_timestamp"][place])
+        assert moments == [int(logs.moment(second).timestamp()) * 10**6 for second in seconds]
 
 
 def test_without_a_history_there_is_nothing_to_push(opened, tmp_path):
