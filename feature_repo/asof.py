@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import duckdb
-
 ROW = "__row"
 
 
@@ -37,6 +35,8 @@ class FeatureTable:
 @contextmanager
 def session(memory_limit: str = "3GB", threads: int | None = None) -> Iterator[Any]:
     """A DuckDB connection of its own, on UTC, that spills to a temporary folder beyond `memory_limit`."""
+    import duckdb  # who only describes features, or pushes them, needs none
+
     with TemporaryDirectory(prefix="tandem-duckdb-") as spill:
         settings: dict[str, Any] = {"memory_limit": memory_limit, "temp_directory": spill}
         connection = duckdb.connect(config=settings | ({"threads": threads} if threads else {}))

@@ -9,12 +9,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.dataset.bundle import SPEC
 from components.dataset.errors import UserError
 from components.dataset.spec import identifier_of, read_spec
 from components.run import home, read_json
 from serving.settings import ALIASES, CHAMPION, PREFIX, ServeSettings
+
+if TYPE_CHECKING:
+    from components.monitor.pushing import Pusher
 
 log = logging.getLogger("tandem.registry")
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +53,8 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
     version = ["--version", settings.version] if settings.version else []
     _beside("follow", "--dataset", name, "--to", str(settings.models), "--every", str(every), *version)
     if push:
-        _beside("push", "--follow", "--dataset", str(_spec_of(models)), "--log", str(settings.log))
+        _see_history(models)
+        _beside("push", "--follow", "--models", str(settings.models), "--log", str(settings.log))
     # The service's own code comes first, wherever this was started.
     os.environ["PYTHONPATH"] = _path()
     os.execv(sys.executable, [sys.executable, "-m", "serving", "--host", host, "--port", str(port)])  # noqa: S606
@@ -75,28 +80,31 @@ def follow(dataset: str, folder: Path, every: float, version: str | None, beside
             log.warning("the registry cannot be followed: %s", error)
 
 
-def push_feedback(dataset: str, folder: Path | None, every: float, beside: int | None) -> None:
+def push_feedback(
+    dataset: str, models: Path | None, folder: Path | None, every: float, beside: int | None, alive: Path | None
+) -> None:
     """Put what callers of the service report into the online histories, again and again.
 
     Args:
-        dataset: Name of a data set, or path of its DatasetSpec.
+        dataset: Name of a data set, or path of its DatasetSpec; not looked at where `models` is given.
+        models: Folder that `follow` keeps: the champion's own DatasetSpec counts, whichever it is at the moment.
         folder: The service's log folder; that of `tandem serve` if None.
         every: Seconds from one look at it to the next.
         beside: Id of the process that started this one; with it this one ends.
+        alive: File that is touched after each look.
 
     Raises:
-        UserError: the data set has no history.
+        UserError: the data set has no history; a champion that has none is waited out.
     """
     _give_way(beside)
-    from components.dataset.catalog import load_spec
-    from components.monitor.pushing import Pusher
-    from feature_repo.store import open_store
-
-    spec = load_spec(dataset)
-    pusher = Pusher(open_store(spec), spec, folder or home() / "served" / spec.identifier)
-    for _ in _rounds(every, beside):
+    known: str | None = None
+    pusher: Pusher | None = None
+    for _ in _rounds(every, beside, alive):
         try:
-            changed = pusher.look()
+            wanted = dataset if models is None else _champions_spec(models)
+            if wanted is not None and wanted != known:
+                known, pusher = wanted, _pusher(wanted, folder, waits=models is not None)
+            changed = 0 if pusher is None else pusher.look()
         except UserError:
             raise
         except Exception as error:  # the online store is away: what is not written yet waits, and it may come back
@@ -104,6 +112,27 @@ def push_feedback(dataset: str, folder: Path | None, every: float, beside: int |
         else:
             if changed:
                 log.info("%d histories brought up to what was reported", changed)
+
+
+def _pusher(dataset: str, folder: Path | None, waits: bool) -> Pusher | None:
+    """What pushes the feedback of a data set; None where it has no history and `waits` for one that has."""
+    from components.dataset.catalog import load_spec
+
+    spec = load_spec(dataset)
+    if spec.history is None and waits:
+        log.warning("the champion of '%s' has no history: nothing is pushed for it", spec.name)
+        return None
+    from components.monitor.pushing import Pusher
+    from feature_repo.store import open_store
+
+    return Pusher(open_store(spec), spec, folder or home() / "served" / spec.identifier)
+
+
+def _champions_spec(models: Path) -> str | None:
+    """Path of the champion's DatasetSpec in a folder of models; None before there is one."""
+    path = models / ALIASES
+    version = read_json(path)[CHAMPION] if path.is_file() else None
+    return str(models / version / SPEC) if version else None
 
 
 def _beside(*words: str) -> None:
@@ -122,20 +151,23 @@ def _path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
-def _spec_of(models: Path) -> Path:
-    """The DatasetSpec of the champion in a folder of models."""
-    version = read_json(models / ALIASES)[CHAMPION]
-    path: Path = models / version / SPEC
-    if read_spec(path).history is None:
+def _see_history(models: Path) -> None:
+    """Refuse to push where the champion in a folder of models has no history."""
+    path = _champions_spec(models)
+    if path is not None and read_spec(Path(path)).history is None:
         raise UserError(f"{path}: has no history that an event could enter; serve without --push")
-    return path
 
 
-def _rounds(every: float, beside: int | None) -> Iterator[None]:
-    """Rounds of work, so many seconds apart, until the process that it stands beside is gone; it logs to stderr."""
+def _rounds(every: float, beside: int | None, alive: Path | None = None) -> Iterator[None]:
+    """Rounds of work, so many seconds apart, until the process that it stands beside is gone; it logs to stderr.
+
+    After each one it touches the file `alive`, by which a probe sees that it has not got stuck.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     while beside is None or os.getppid() == beside:
         yield
+        if alive is not None:
+            alive.touch()
         until = time.monotonic() + every
         while (left := until - time.monotonic()) > 0 and (beside is None or os.getppid() == beside):
             time.sleep(min(left, 1.0))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -169,11 +171,12 @@ def tidy(folder: Path, megabytes: int) -> None:
     files = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), reverse=True)
     size = 0
     for number, path in enumerate(files):
-        size += path.stat().st_size
-        if number and size > megabytes * 2**20:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another service that writes to the folder was there first
+            size += path.stat().st_size
+            if number and size > megabytes * 2**20:
+                path.unlink()
 
 
 def _stamp() -> str:
-    """A file name that sorts by time, and that no other process or thread has."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}"
+    """A file name that sorts by time, and that no other machine, process or thread has."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{socket.gethostname()}-{os.getpid()}"

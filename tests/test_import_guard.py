@@ -1,6 +1,8 @@
 """Arrows go one way: pipelines → steps → training → objectives, models → dataset. No step imports another."""
 
 import ast
+import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -141,14 +143,30 @@ def copied(stage: str) -> list[str]:
     return [name if name.endswith(".py") else f"{name}/*" for names in sources for name in names]
 
 
+#: What `tandem push --follow` imports, some of it when it is called.
+PUSH = [
+    *("pipelines.cli", "pipelines.service", "components.dataset.catalog", "components.monitor.pushing"),
+    "feature_repo.store",
+]
+
+
 @pytest.mark.parametrize(
     ("modules", "patterns"),
     [
         (["serving.service"], list(SOURCES)),
         (["serving.service"], copied("serve-source")),
         (["pipelines.cli", "pipelines.service", "components.registry.mirror"], copied("follow-source")),
+        (PUSH, copied("push-source")),
     ],
 )
 def test_what_is_packed_holds_all_that_it_imports(modules, patterns):
     absent = {name for name in needed_by(*modules) if not any(fnmatch(name, pattern) for pattern in patterns)}
     assert not absent
+
+
+def test_who_pushes_needs_only_the_packages_of_its_image():
+    """Nothing that the extra `push` leaves out is there; Feast does without torch where there is none."""
+    absent = ("bentoml", "duckdb", "kfp", "mlflow", "msgspec", "onnxruntime", "rich", "torch")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {', '.join(PUSH)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

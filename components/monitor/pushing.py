@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import SEEK_END
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class Pusher:
 def _read(file: Path, start: int) -> Iterator[tuple[list[bytes], int]]:
     """The complete lines of a file from a place on, some at a time, and the place behind them."""
     with file.open("rb") as opened:
+        # One that is shorter than what was read of it has been removed to make room, and begun anew.
+        start = start if start <= opened.seek(0, SEEK_END) else 0
         opened.seek(start)
         while lines := opened.readlines(AT_ONCE):
             # What follows the last line break is still being written.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the images: infra/images/build.sh [train] [serve] [follow] [mlflow]; all of them if none is named.
+# Build the images: infra/images/build.sh [train] [serve] [follow] [push] [mlflow]; all of them if none is named.
 #
 #   BASE_IMAGE  image to build on (python:3.11-slim); pin it by digest for a release
 #   TORCH       cpu or cuda (cpu)
@@ -55,7 +55,7 @@ build() {
   echo "$name:$TAG $("$DOCKER" image inspect --format '{{.Size}}' "$name:$TAG" | awk '{printf "%.2f GB", $1 / 1e9}')"
 }
 
-[ $# -gt 0 ] || set -- train serve follow mlflow
+[ $# -gt 0 ] || set -- train serve follow push mlflow
 for image in "$@"; do
   case $image in
     train)
@@ -70,10 +70,14 @@ for image in "$@"; do
       gather follow follow
       build follow tandem-follow
       ;;
+    push)
+      gather push push
+      build push tandem-push
+      ;;
     mlflow)
       gather mlflow mlflow-server
       build mlflow tandem-mlflow
       ;;
-    *) echo "$image: no such image; write train, serve, follow or mlflow" >&2; exit 2 ;;
+    *) echo "$image: no such image; write train, serve, follow, push or mlflow" >&2; exit 2 ;;
   esac
 done

@@ -49,7 +49,14 @@ def push(
         False
     ),
     log: Log = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="With --follow: folder that 'tandem follow' keeps; its champion says which data set it is."),
+    ] = None,
     every: Annotated[float, typer.Option(help="With --follow: seconds between looks at the log.", min=0.05)] = 0.5,
+    alive: Annotated[
+        Path | None, typer.Option(help="With --follow: file that is touched after each look, for a probe.")
+    ] = None,
     beside: Beside = None,
     workdir: Workdir = None,
 ) -> None:
@@ -61,7 +68,7 @@ def push(
     if follow:
         from pipelines.service import push_feedback
 
-        push_feedback(dataset, log, every, beside)
+        push_feedback(dataset, models, log, every, beside, alive)
         return
     from components.dataset.catalog import load_spec
     from feature_repo.live import push_events, read_events

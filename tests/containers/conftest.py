@@ -24,8 +24,10 @@ from tests.pipelines.shop import tandem
 from tests.services.servers import free_port, postgres, redis
 
 TAG = os.environ.get("TAG") or "0.1.0"
-TRAIN, SERVE, FOLLOW, MLFLOW = (f"tandem-{name}:{TAG}" for name in ("train-python", "serve", "follow", "mlflow"))
-IMAGES = (TRAIN, SERVE, FOLLOW, MLFLOW)
+TRAIN, SERVE, FOLLOW, PUSH, MLFLOW = (
+    f"tandem-{name}:{TAG}" for name in ("train-python", "serve", "follow", "push", "mlflow")
+)
+IMAGES = (TRAIN, SERVE, FOLLOW, PUSH, MLFLOW)
 USER = "10001:10001"
 #: Users of MLflow, and the password of all of them.
 ADMIN, PIPELINE, READER = "admin", "pipeline", "reader"

@@ -13,6 +13,7 @@ import yaml
 
 from pipelines.policy import CONFIG, CONFIG_MAP, SECRETS, STATE_CLAIM, STATE_PATH, USER
 from serving.settings import ServeSettings
+from tests.pipelines.shop import tandem
 
 ROOT = Path(__file__).resolve().parents[2]
 KUSTOMIZE = ROOT / "infra" / "kustomize"
@@ -156,6 +157,43 @@ def test_the_service_is_told_only_what_it_understands(objects):
         assert str(settings.feature_store.parent) in mounted
 
 
+def test_what_the_service_writes_is_what_the_pusher_reads(objects):
+    templates = pods(objects)
+    claims = set()
+    for name, container in (("tandem-serving", "serve"), ("tandem-push", "push")):
+        (found,) = (one for one in templates[name]["spec"]["containers"] if one["name"] == container)
+        (mount,) = (mount for mount in found["volumeMounts"] if mount["name"] == "served")
+        assert mount["mountPath"] == "/served"
+        assert not mount.get("readOnly")
+        (volume,) = (volume for volume in templates[name]["spec"]["volumes"] if volume["name"] == "served")
+        claims.add(volume["persistentVolumeClaim"]["claimName"])
+    (config,) = (found for found in of_kind(objects, "ConfigMap") if "TANDEM_SERVE_MODELS" in found["data"])
+    assert str(ServeSettings.read(config["data"]).log) == "/served"
+    given = {
+        found["metadata"]["name"]
+        for found in of_kind(objects, "PersistentVolumeClaim")
+        if found["metadata"]["namespace"] == "tandem"
+    }
+    assert claims == given == {"tandem-served"}
+
+
+def test_one_pusher_runs_and_is_told_where_everything_is(objects):
+    (workload,) = (one for one in of_kind(objects, "Deployment") if one["metadata"]["name"] == "tandem-push")
+    assert (workload["spec"]["replicas"], workload["spec"]["strategy"]["type"]) == (1, "Recreate")
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
+    words = container["args"]
+    folders = {words[words.index(flag) + 1] for flag in ("--models", "--log")}
+    assert folders <= set(mounted)
+    alive = words[words.index("--alive") + 1]
+    for kind in ("startup", "readiness", "liveness"):
+        assert alive in container[f"{kind}Probe"]["exec"]["command"][-1]
+    own = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert str(Path(own["TANDEM_FEAST"]).parent) in mounted
+    shown = tandem("push", "--help").stdout
+    assert all(word in shown for word in words if word.startswith("--"))
+
+
 def test_only_the_service_is_watched_moved_and_scaled_as_one(objects):
     template = pods(objects)["tandem-serving"]
     serve = template["spec"]["containers"][0]
@@ -243,6 +281,7 @@ class Network:
 
 
 SERVING, REDIS, MLFLOW = ("tandem", "tandem-serving"), ("tandem", "redis"), ("tandem", "mlflow")
+PUSH = ("tandem", "tandem-push")
 STEP, STRANGER, GATEWAY = ("tandem-pipelines", "step"), ("elsewhere", "stranger"), ("gateway", "gateway")
 
 
@@ -261,6 +300,8 @@ def test_every_namespace_is_closed_by_default(objects):
         (GATEWAY, SERVING, 3000),
         (SERVING, REDIS, 6379),
         (SERVING, MLFLOW, 5000),
+        (PUSH, REDIS, 6379),
+        (PUSH, MLFLOW, 5000),
         (STEP, REDIS, 6379),
         (STEP, MLFLOW, 5000),
         (STEP, STEP, 29500),
@@ -270,7 +311,7 @@ def test_who_needs_a_part_reaches_it(objects, source, target, port):
     assert Network(objects).open(source, target, port)
 
 
-@pytest.mark.parametrize("target", [SERVING, REDIS, MLFLOW, STEP, ("tandem", "postgres")])
+@pytest.mark.parametrize("target", [SERVING, REDIS, MLFLOW, PUSH, STEP, ("tandem", "postgres")])
 @pytest.mark.parametrize("port", [80, 3000, 5000, 5432, 6379, 29500])
 def test_strangers_reach_nothing(objects, target, port):
     assert not Network(objects).open(STRANGER, target, port)
@@ -284,6 +325,9 @@ def test_strangers_reach_nothing(objects, target, port):
         (REDIS, SERVING, 3000),
         (SERVING, STEP, 443),
         (GATEWAY, REDIS, 6379),
+        (GATEWAY, PUSH, 3000),
+        (PUSH, SERVING, 3000),
+        (SERVING, PUSH, 3000),
     ],
 )
 def test_parts_that_have_no_business_with_each_other_do_not_meet(objects, source, target, port):
@@ -294,7 +338,7 @@ def test_postgres_inside_is_reached_by_those_who_use_it(objects, overlay):
     if overlay != "dev":
         pytest.skip("PostgreSQL is managed elsewhere")
     network = Network(objects)
-    assert all(network.open(source, ("tandem", "postgres"), 5432) for source in (SERVING, MLFLOW, STEP))
+    assert all(network.open(source, ("tandem", "postgres"), 5432) for source in (SERVING, PUSH, MLFLOW, STEP))
     assert not network.open(REDIS, ("tandem", "postgres"), 5432)
 
 

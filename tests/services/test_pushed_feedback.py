@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -79,6 +80,11 @@ def test_what_is_reported_is_in_the_next_read(opened, spec, redis, tmp_path):
     (tmp_path / "log" / CURSOR).unlink()
     assert pusher.look() == 0, "an event that is pushed again changes nothing"
     assert read("a")["item_id"] == ["b", "c", "c"]
+
+    (file, *_) = sorted((tmp_path / "log" / "feedback").glob("*.jsonl"))
+    file.write_text(json.dumps(reported("a", 30)) + "\n")
+    assert pusher.look() == 1, "a file that was removed and begun anew is read from its beginning"
+    assert read("a")["item_id"] == ["c", "c", "a"]
 
 
 WRITERS = """

@@ -41,14 +41,14 @@ def service(shop, tmp_path_factory) -> Iterator[Service]:
 
 
 @contextmanager
-def started(shop: Path, log: Path, **settings: object) -> Iterator[Service]:
-    """`tandem serve` with some settings, ready to answer."""
+def started(shop: Path, log: Path, *flags: str, **settings: object) -> Iterator[Service]:
+    """`tandem serve` with some flags and settings, ready to answer."""
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TANDEM_HOME": str(shop / "home"), "OMP_NUM_THREADS": "1"}
     # A machine that runs many tests at once answers late, and nothing here is about that.
     given = {"feature_deadline": 10, **settings}
     environment |= {f"TANDEM_SERVE_{name.upper()}": str(value) for name, value in given.items()}
-    command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", str(port), "--every", "1000"]
+    command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", str(port), "--every", "1000", *flags]
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     headers = {"authorization": f"Bearer {settings['api_key']}"} if "api_key" in settings else {}

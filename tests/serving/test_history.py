@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from components.dataset.training_set import TrainingSet
 from components.training.checkpoints import load_model
 from components.training.loop import predict
 from tests.pipelines.shop import QUICKLY, tandem, write_shop, write_spec
-from tests.serving.conftest import started
+from tests.serving.conftest import Service, started
 
 ITEMS = [f"s{number}" for number in range(12)]
 HISTORY = {"length": 5, "fields": ["colours"], "behaviour": ["device"]}
@@ -59,6 +60,31 @@ def by_torch(folder: Path, user: str) -> np.ndarray:
     return predict(load_model(trained), ids)
 
 
+def asked(service: Service, user: str) -> tuple[str, np.ndarray]:
+    """The id of a ranking and its items' probabilities, in the order of ITEMS."""
+    answer = service.post("/rank", {"user_id": user, "item_ids": ITEMS, "context": {"device": "phone"}}).json()
+    assert answer["degraded"] == []
+    scores = {item["item_id"]: item["probability"] for item in answer["items"]}
+    return answer["request_id"], np.array([scores[item] for item in ITEMS])
+
+
+def test_what_is_reported_to_the_service_is_read_by_the_next_request(sequences, tmp_path, monkeypatch):
+    monkeypatch.setenv("TANDEM_HOME", str(sequences / "home"))
+    with started(sequences, tmp_path / "log", "--push") as service:
+        request_id, before = asked(service, "c2")
+        moment = datetime.now(UTC) - timedelta(seconds=6000)
+        event = {"request_id": request_id, "item_id": "s5", "user_id": "c2", "at": moment.isoformat()}
+        said = service.post("/feedback", {"events": [{**event, "context": {"device": "desktop"}}]})
+        assert said.json() == {"recorded": 1}
+        deadline = time.monotonic() + 120
+        while (online(sequences, "c2")["history_product_id"][0] or ["none"])[-1] != "s5":
+            assert time.monotonic() < deadline, service.log.read_text()
+            time.sleep(0.2)
+        _, after = asked(service, "c2")
+    np.testing.assert_allclose(after, by_torch(sequences, "c2"), atol=1e-5)
+    assert np.abs(after - before).max() > 1e-3
+
+
 def test_an_event_that_is_pushed_is_read_by_the_next_request(sequences, tmp_path, monkeypatch):
     monkeypatch.setenv("TANDEM_HOME", str(sequences / "home"))
     before = online(sequences, "c1")
@@ -67,18 +93,11 @@ def test_an_event_that_is_pushed_is_read_by_the_next_request(sequences, tmp_path
     event = {"user_id": "c1", "item_id": "s3", "label": 1, "event_timestamp": moment.isoformat()}
     (tmp_path / "events.jsonl").write_text(json.dumps({**event, "context": {"device": "desktop"}}) + "\n")
     with started(sequences, tmp_path / "log") as service:
-
-        def asked() -> np.ndarray:
-            answer = service.post("/rank", {"user_id": "c1", "item_ids": ITEMS, "context": {"device": "phone"}}).json()
-            assert answer["degraded"] == []
-            scores = {item["item_id"]: item["probability"] for item in answer["items"]}
-            return np.array([scores[item] for item in ITEMS])
-
-        first = asked()
+        _, first = asked(service, "c1")
         np.testing.assert_allclose(first, by_torch(sequences, "c1"), atol=1e-5)
         done = tandem("push", tmp_path / "events.jsonl", "--dataset", sequences / "shop.yaml", home=sequences / "home")
         assert (done.returncode, done.stdout) == (0, "1 users written\n"), done.stderr
-        second = asked()
+        _, second = asked(service, "c1")
     after = online(sequences, "c1")
     (seen,), (labels,), (moments,) = (after[name] for name in ("history_product_id", LABELS, MOMENTS))
     assert (seen[-1], labels[-1], moments[-1]) == ("s3", 1, round(moment.timestamp() * 1e6))
