@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
-from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, LABEL, DatasetSpec
-from feature_repo.asof import literal, quoted
+from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec
+from feature_repo.asof import quoted
 
 #: View of each side, which is also the name of its published table.
 ACTIVITY = {"user": "user_activity", "item": "item_statistics"}
 #: Column that says whether an event came in at a row's moment; otherwise one only fell out of a window.
 ENTERED = "entered"
+#: Published table of the events themselves, for users whose events are pushed.
+EVENTS_TABLE = "user_events"
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def activity_query(spec: DatasetSpec, side: str, key: str, impressions: Path) -> str:
+def activity_query(spec: DatasetSpec, side: str, key: str, impressions: str) -> str:
     """SQL of a side's table: one row per key and moment at which one of its numbers changes.
+
+    `impressions` is the SQL of what stands behind FROM: a file of them, or a query in brackets.
 
     An event is any impression. It counts in a window of length w from one microsecond after it happened (or from
     the moment at which it became known, where that is later) until w after it happened: an impression's own label,
@@ -54,14 +57,21 @@ def _measures(side: str, window: str, place: int) -> str:
     return ", ".join(f"{value} AS {quoted(f'{side}_{name}_{window}')}" for name, value in names.items())
 
 
-def _events(spec: DatasetSpec, key: str, impressions: Path) -> str:
+def events_query(spec: DatasetSpec, impressions: str) -> str:
+    """SQL of what a user's numbers are made of, in the order of the users: few rows are then read for a few of them."""
+    created = f", {CREATED_TIMESTAMP}" if spec.sources.impressions.created is not None else ""
+    columns = f"{USER_KEY}, {ITEM_KEY}, {EVENT_TIMESTAMP}{created}, {LABEL}"
+    return f"SELECT {columns} FROM {impressions} ORDER BY {USER_KEY}"
+
+
+def _events(spec: DatasetSpec, key: str, impressions: str) -> str:
     """SQL of all impressions: key, when it happened and was known (microseconds since 1970), label."""
     known = f"epoch_us({EVENT_TIMESTAMP}) + 1"
     if spec.sources.impressions.created is not None:
         known = f"greatest({known}, epoch_us({CREATED_TIMESTAMP}))"
     return (
         f"SELECT {key} AS __key, epoch_us({EVENT_TIMESTAMP}) AS __time, {known} AS __known, {LABEL} AS __label"
-        f" FROM read_parquet({literal(impressions)})"
+        f" FROM {impressions}"
     )
 
 

@@ -26,8 +26,8 @@ from feature_repo.history import HISTORY_TABLE, history_columns, liked_column
 #: Key column and published table of each side that has a profile.
 SIDES = {"user": (USER_KEY, "users"), "item": (ITEM_KEY, "items")}
 HISTORY_VIEW = "user_history"
-#: Push source of live events.
-USER_EVENTS = "user_events"
+#: Push sources of live events, by the view that they change.
+PUSHED = {HISTORY_VIEW: "user_events", ACTIVITY["user"]: "user_counts"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> De
     The fields of a side are the features of its view (`user_profile`, `item_profile`: one row per user or item and
     time); an id field is the view's key and no feature; a side without fields has no view. A spec with a history
     has `user_history`: one row per user and moment after an event. A spec with an activity has `user_activity` and
-    `item_statistics`: one row per user or item and moment at which a count changes.
+    `item_statistics`: one row per user or item and moment at which a count changes. Live events enter the first two
+    of these three through push sources. Item statistics wait for the next materialisation: an item's numbers are those
+    of all users' events, so that bringing one up to an event costs what the item has had in its longest window.
 
     The context of a request is no view: its fields are columns of the impressions and values of the request, which
     no store need hold, and Feast's on-demand views keep their function as a pickle in the registry.
@@ -124,7 +126,7 @@ def _history(spec: DatasetSpec, entity: Any, offline: Path) -> Any:
     fields = [Field(name=column.name, dtype=Array(types.get(column.kind, String))) for column in columns]
     tags = {"length": str(spec.history.length), "events": spec.history.events}
     path = offline / f"{HISTORY_TABLE}.parquet"
-    return _view(HISTORY_VIEW, entity, fields, path, "", timedelta(0), tags, USER_EVENTS)
+    return _view(HISTORY_VIEW, entity, fields, path, "", timedelta(0), tags)
 
 
 def _activity(spec: DatasetSpec, side: str, entity: Any, offline: Path) -> Any:
@@ -141,14 +143,13 @@ def _view(
     created: str,
     ttl: timedelta,
     tags: dict[str, str],
-    pushed: str | None = None,
 ) -> Any:
     # A source keeps its name while its path changes with its content; else each run would leave one in the registry.
     source: Any = FileSource(
         name=f"{name}_source", path=str(path), timestamp_field=EVENT_TIMESTAMP, created_timestamp_column=created
     )
-    if pushed is not None:
-        source = PushSource(name=pushed, batch_source=source)
+    if name in PUSHED:
+        source = PushSource(name=PUSHED[name], batch_source=source)
     key = Field(name=entity.join_key, dtype=String)
     return FeatureView(name=name, entities=[entity], schema=[key, *fields], source=source, ttl=ttl, tags=tags)
 

@@ -1,11 +1,13 @@
-"""Live events: a user's online history brought up to what happened just now, before any table knows of it."""
+"""Live events: a user's online history and counts brought up to what happened just now, before any table knows."""
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,19 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
-from components.dataset.events import EPOCH, LABELS, MOMENTS
+from components.dataset.events import EPOCH, LABELS, MICROSECOND, MOMENTS
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec, HistorySpec, Kind
-from feature_repo.definitions import HISTORY_VIEW, USER_EVENTS
+from feature_repo.activity import ACTIVITY
+from feature_repo.counts import PushedEvents, counts
+from feature_repo.definitions import HISTORY_VIEW, PUSHED
 from feature_repo.history import HistoryColumn, history_columns, liked_column
 from feature_repo.locks import writing
+from feature_repo.materialise import materialised_folder
 from feature_repo.store import online_rows, row_times
 
-MICROSECOND = timedelta(microseconds=1)
+log = logging.getLogger("tandem.live")
+#: How long what was pushed is known as such, where no counts need it: who pushes something again does so soon.
+REMEMBERED = timedelta(days=1)
 
 
 class Event(BaseModel):
@@ -41,6 +48,11 @@ class Event(BaseModel):
     def moment(self) -> datetime:
         """When it happened; a time stamp that names no zone is taken as UTC."""
         return self.event_timestamp if self.event_timestamp.tzinfo else self.event_timestamp.replace(tzinfo=UTC)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Of two with the same key one is the other told again."""
+        return self.user_id, self.item_id, self.microseconds
 
     @property
     def microseconds(self) -> int:
@@ -65,14 +77,17 @@ def read_events(lines: Iterable[str]) -> list[Event]:
     return events
 
 
-def push_events(store: Any, spec: DatasetSpec, events: Sequence[Event]) -> int:
-    """Put events into the online histories of their users, through Feast's push source; the users written.
+def push_events(store: Any, spec: DatasetSpec, events: Sequence[Event], now: datetime | None = None) -> int:
+    """Put events into the online histories and counts of their users, through Feast's push sources.
 
-    A history afterwards is what materialising a log with these events would have made of it: one that is there
-    already is not added again, items are described as the online store describes them now. An event that comes late
-    stands where its moment belongs, or last where the log says when an impression became known, since it becomes
-    known now. Counts over windows are not pushed: without the events that fall out again they would be wrong; they
-    follow with the next materialisation.
+    What is online of a user afterwards is what the offline tables of a log with these events would give as of now. An
+    event that is there already is not added again; items are described as the online store describes them now. An
+    event that comes late stands where its moment belongs, or last where the log says when an impression became known,
+    since it becomes known now.
+
+    Counts are those of the log that was materialised last and of what was pushed since. They are as of the push:
+    what falls out of a window later is seen with the user's next event, or the next materialisation. Item statistics
+    wait for the latter (see `definitions.build`).
 
     Several may push at once, also beside a materialisation: one waits for the other (`locks.writing`).
 
@@ -80,30 +95,77 @@ def push_events(store: Any, spec: DatasetSpec, events: Sequence[Event]) -> int:
         store: what `open_store` gives.
         spec: the data set.
         events: in any order.
+        now: the moment of the push; events after it count once it has come.
+
+    Returns:
+        Users whose history changed or, where there are counts, of whom an event had not been pushed before.
 
     Raises:
-        UserError: the data set has no history.
+        UserError: the data set has neither a history nor counts of its users.
     """
-    if spec.history is None:
-        raise UserError(f"data set '{spec.name}' has no history that an event could enter; add 'history' to its spec")
+    counted = bool(spec.activity_fields("user"))
+    if spec.history is None and not counted:
+        raise UserError(
+            f"data set '{spec.name}' has no history that an event could enter, and no counts of its users; "
+            "add 'history' or 'activity' to its spec"
+        )
+    if not events:
+        return 0
+    now, pushed, changed = now or datetime.now(UTC), PushedEvents(spec), set[str]()
+    with writing(store):
+        keys = pushed.known_of([event.key for event in events])
+        new = [event for event in events if event.key not in keys]
+        if spec.history is not None:
+            changed |= _push_histories(store, spec, new)
+        # Remembered only now: what is remembered has entered its history, though it may have left it again.
+        known = (now - EPOCH) // MICROSECOND
+        pushed.add((*event.key, known, event.label) for event in new)
+        if counted and _push_counts(store, spec, pushed, sorted({event.user_id for event in events}), now):
+            changed |= {event.user_id for event in new}
+        else:
+            pushed.forget(known - REMEMBERED // MICROSECOND)
+    return len(changed)
+
+
+def _push_histories(store: Any, spec: DatasetSpec, events: Sequence[Event]) -> set[str]:
+    """Put events into their users' histories; the users whose histories changed."""
+    assert spec.history is not None  # noqa: S101 - the caller's condition, for the type checker
     kept = [event for event in events if event.label == 1 or spec.history.events != "positive"]
     if not kept:
-        return 0
+        return set()
     by_user: dict[str, list[Event]] = defaultdict(list)
     for event in sorted(kept, key=lambda event: event.moment):
         by_user[event.user_id].append(event)
     items = _rows(online_rows(store, spec, "item", sorted({event.item_id for event in kept})), ITEM_KEY)
-    with writing(store):
-        known = _rows(online_rows(store, spec, "user", list(by_user)), USER_KEY)
-        times = row_times(store, store.get_feature_view(HISTORY_VIEW), list(by_user))
-        rows = [
-            _row(spec, user, known[user], time, of, items)
-            for (user, of), time in zip(by_user.items(), times, strict=True)
-        ]
-        changed = [row for row in rows if row is not None]
-        if changed:
-            store.push(USER_EVENTS, pd.DataFrame(changed))
-    return len(changed)
+    known = _rows(online_rows(store, spec, "user", list(by_user)), USER_KEY)
+    times = row_times(store, store.get_feature_view(HISTORY_VIEW), list(by_user))
+    rows = [
+        _row(spec, user, known[user], time, of, items) for (user, of), time in zip(by_user.items(), times, strict=True)
+    ]
+    changed = [row for row in rows if row is not None]
+    if changed:
+        store.push(PUSHED[HISTORY_VIEW], pd.DataFrame(changed))
+    return {row[USER_KEY] for row in changed}
+
+
+def _push_counts(store: Any, spec: DatasetSpec, pushed: PushedEvents, users: Sequence[str], now: datetime) -> bool:
+    """Bring the counts of users up to now; whether the tables that it takes are here."""
+    published = materialised_folder(store, ACTIVITY["user"])
+    if published is None:
+        _say_that_counts_wait(spec.name)
+        return False
+    rows = counts(spec, published, pushed.of(users), users, now).to_pandas()
+    if len(rows):
+        store.push(PUSHED[ACTIVITY["user"]], rows)
+    return True
+
+
+@cache
+def _say_that_counts_wait(dataset: str) -> None:
+    log.warning(
+        "%s: the tables that were materialised are not in this TANDEM_HOME; users' counts wait for a materialisation",
+        dataset,
+    )
 
 
 def _rows(columns: Mapping[str, list[Any]], key: str) -> dict[str, dict[str, Any]]:

@@ -22,8 +22,9 @@ from feast import FeatureStore, FeatureView, FileSource, RepoConfig
 
 from components.dataset.spec import DatasetSpec
 from components.run import read_json, write_json
-from feature_repo.activity import ENTERED
+from feature_repo.activity import ACTIVITY, ENTERED
 from feature_repo.asof import FeatureTable, latest_query, literal, quoted, scan, session
+from feature_repo.counts import PushedEvents, counts, spent
 from feature_repo.definitions import is_dated
 from feature_repo.engine import memory_limit
 from feature_repo.environment import feast_home
@@ -96,6 +97,14 @@ class _Notes:
         write_json(self.path, self.views)
 
 
+def materialised_folder(store: Any, view: str) -> Path | None:
+    """The folder of the published tables that the online rows of a view are of; None where none is there."""
+    known = _Notes(store).views.get(view, {})
+    source = known.get("under_way") or known.get("done")
+    path = Path(source["path"]) if source else None
+    return path.parent if path is not None and path.exists() else None
+
+
 def refresh(
     spec: DatasetSpec, validated: Path, end: datetime | None = None, full: bool = False
 ) -> dict[str, Materialised]:
@@ -118,7 +127,8 @@ def materialise(
     Only the keys are written whose values differ from those of the tables and the moment that were materialised
     last, whatever the time stamps of what has changed: late and corrected values are found too. What was interrupted
     is finished first. With `full`, and where a sample does not read as it should, every key is written. A key that has
-    left its table keeps its online row. A pushed event that is newer than a table's stays until the table knows it.
+    left its table keeps its online row. Pushed events stay: a history that is later than the table's is left as it is,
+    and a user's counts are made anew of the log and of what was pushed, until the log knows it.
 
     Without `end`, and for one in the future, it is now: a later end would make Feast skip what arrives until then.
     How old the data are is written to home()/feast/<identifier>-age.json.
@@ -164,16 +174,16 @@ def _bring_up(store: Any, spec: DatasetSpec, view: Any, until: datetime, notes: 
     elif under_way and _can_resume(under_way, target):
         resumed, of = _Source.from_json(under_way), under_way["base"]
         log.info("%s: goes on after piece %d of %d", view.name, under_way["written"], under_way["pieces"])
-        written = _write(store, view, resumed, of and _Source.from_json(of), notes, under_way)
+        written = _write(store, spec, view, resumed, of and _Source.from_json(of), notes, under_way)
         base = resumed
     elif under_way:
         base = None  # pieces of another table were written: nobody knows what each key has now
-    written += _write(store, view, target, base, notes)
-    wrong = _wrong_value(store, view, target)
+    written += _write(store, spec, view, target, base, notes)
+    wrong = _wrong_value(store, spec, view, target)
     if wrong and base is not None:
         log.warning("%s, although nothing of it has changed: writing every key of %s", wrong, view.name)
-        written = _write(store, view, target, None, notes)
-        wrong = _wrong_value(store, view, target)
+        written = _write(store, spec, view, target, None, notes)
+        wrong = _wrong_value(store, spec, view, target)
     if wrong:
         notes.keep(view, {"features": known["features"]})
         raise RuntimeError(f"online store of {spec.identifier}: {wrong}")
@@ -194,6 +204,7 @@ def _can_resume(under_way: Mapping[str, Any], target: _Source) -> bool:
 
 def _write(
     store: Any,
+    spec: DatasetSpec,
     view: Any,
     target: _Source,
     base: _Source | None,
@@ -212,14 +223,34 @@ def _write(
             notes.keep(view, {**known, "under_way": note})
             query = f"SELECT * FROM changed WHERE hash({quoted(key)}) % {pieces} = {piece}"
             with writing(store):
-                rows = _without_newer(store, view, connection.sql(query).to_arrow_table())
+                rows = _without_pushed(store, spec, view, connection.sql(query).to_arrow_table())
                 if rows.num_rows:
                     pq.write_table(rows, piece_file)
                     flush(target.until)
             written += rows.num_rows
             if pieces > 1:
                 log.info("%s: piece %d of %d written", view.name, piece + 1, pieces)
+        if view.name == ACTIVITY["user"]:
+            written += _write_pushed(store, spec, Path(target.path).parent, piece_file, flush)
     notes.keep(view, {"features": known["features"], "done": target.to_json()})
+    return written
+
+
+def _write_pushed(store: Any, spec: DatasetSpec, published: Path, piece_file: Path, flush: Any) -> int:
+    """Write the counts, as of now, of the users whose events were pushed; forget the events that need no more of it."""
+    pushed, written = PushedEvents(spec), 0
+    with writing(store):
+        users = pushed.users()
+    for start in range(0, len(users), PIECE):
+        some, at = users[start : start + PIECE], datetime.now(UTC)
+        with writing(store):
+            events = pushed.of(some)
+            rows = counts(spec, published, events, some, at)
+            if rows.num_rows:
+                pq.write_table(rows, piece_file)
+                flush(at)
+            pushed.drop(spent(spec, published, events, at))
+        written += rows.num_rows
     return written
 
 
@@ -271,17 +302,26 @@ def _writer(store: Any, view: Any) -> Iterator[Any]:
         yield path, flush
 
 
-def _without_newer(store: Any, view: Any, rows: pa.Table) -> pa.Table:
-    """The rows without those of which the online store holds a newer one that was pushed."""
+def _without_pushed(store: Any, spec: DatasetSpec, view: Any, rows: pa.Table) -> pa.Table:
+    """The rows without those of which the online store holds what was pushed and no table knows yet."""
     keys, times = rows[view.entity_columns[0].name], rows[view.batch_source.timestamp_field]
-    return rows.filter(pa.array(_not_newer(store, view, keys.to_pylist(), times.to_pylist()), pa.bool_()))
+    pushed = _pushed(store, spec, view, keys.to_pylist(), times.to_pylist())
+    return rows.filter(pa.array([not one for one in pushed], pa.bool_()))
 
 
-def _not_newer(store: Any, view: Any, keys: Sequence[str], times: Sequence[datetime]) -> list[bool]:
-    """Whether no online row of these keys was pushed that is later than a table's of these times."""
+def _pushed(store: Any, spec: DatasetSpec, view: Any, keys: Sequence[str], times: Sequence[datetime]) -> list[bool]:
+    """Whether the online row of each of these keys stands against a table's of these times, since it was pushed.
+
+    A history does where its time is later. Of counts the table's row may be later and not know of the event, since
+    a row is made by what falls out too: there it is the events that are remembered.
+    """
     if view.stream_source is None:
-        return [True] * len(keys)
-    return [online is None or online <= time for online, time in zip(row_times(store, view, keys), times, strict=True)]
+        return [False] * len(keys)
+    if view.name == ACTIVITY["user"]:
+        users = {event[0] for event in PushedEvents(spec).of(keys)}
+        return [key in users for key in keys]
+    online = row_times(store, view, keys)
+    return [found is not None and found > time for found, time in zip(online, times, strict=True)]
 
 
 def _online(store: Any, view: Any, names: Sequence[str], keys: Sequence[str]) -> dict[str, list[Any]]:
@@ -299,7 +339,7 @@ def _tell_registry(store: Any, views: Sequence[Any], until: datetime) -> None:
             draft.registry.apply_materialization(view, draft.project, BEGINNING, until)
 
 
-def _wrong_value(store: Any, view: Any, source: _Source) -> str | None:
+def _wrong_value(store: Any, spec: DatasetSpec, view: Any, source: _Source) -> str | None:
     """The first value of a sample of keys that the online store has not as the table has it, in words."""
     key, names = view.entity_columns[0].name, [field.name for field in view.features]
     with _session(store) as connection:
@@ -309,11 +349,11 @@ def _wrong_value(store: Any, view: Any, source: _Source) -> str | None:
         return None
     with writing(store):
         found = _online(store, view, names, expected[key])
-        judged = _not_newer(store, view, expected[key], expected[view.batch_source.timestamp_field])
+        pushed = _pushed(store, spec, view, expected[key], expected[view.batch_source.timestamp_field])
     for name in names:
         for place, value in enumerate(expected[name]):
             online = found[name][place]
-            if judged[place] and not _same(value, online):
+            if not pushed[place] and not _same(value, online):
                 who = f"{view.name}.{name} of {key} '{expected[key][place]}'"
                 return f"{who} is {online!r}, but the table says {value!r}"
     return None

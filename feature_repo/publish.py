@@ -11,15 +11,15 @@ from pathlib import Path
 from components.dataset.errors import UserError
 from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, DatasetSpec
 from components.run import aside, home
-from feature_repo.activity import ACTIVITY, activity_query
-from feature_repo.asof import literal, quoted
+from feature_repo.activity import ACTIVITY, EVENTS_TABLE, activity_query, events_query
+from feature_repo.asof import literal, quoted, scan
 from feature_repo.definitions import SIDES, has_created, profile_fields
 from feature_repo.engine import engine_of
 from feature_repo.environment import offline_store
 from feature_repo.history import HISTORY_TABLE, history_query
 
 #: Raise this when the published files change for the same input.
-FORMAT = 3
+FORMAT = 4
 
 
 def publish(spec: DatasetSpec, validated: Path) -> Path:
@@ -76,7 +76,9 @@ def _queries(spec: DatasetSpec, validated: Path, published: Path) -> Iterator[tu
         if profile_fields(spec, side):
             yield table, _profile_query(spec, side, validated_file(validated, table))
         if spec.activity_fields(side):
-            yield ACTIVITY[side], activity_query(spec, side, key, impressions)
+            yield ACTIVITY[side], activity_query(spec, side, key, scan(impressions))
+    if spec.activity_fields("user"):
+        yield EVENTS_TABLE, events_query(spec, scan(impressions))
     if spec.history is not None:
         # The published items, since only there no two rows of an item are equally new.
         items = published / f"{SIDES['item'][1]}.parquet"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from components.dataset.bundle import SPEC
 from components.dataset.errors import UserError
-from components.dataset.spec import identifier_of, read_spec
+from components.dataset.spec import DatasetSpec, identifier_of, read_spec
 from components.run import home, read_json
 from serving.settings import ALIASES, CHAMPION, PREFIX, ServeSettings
 
@@ -33,7 +33,7 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
         port: Port to listen on.
         assignments: Settings of the service, `name=value` each.
         every: Seconds between looks at the registry.
-        push: Put what callers report into the online histories too, by one more process.
+        push: Put what callers report into the online histories and counts too, by one more process.
 
     Raises:
         UserError: nothing was deployed yet, a setting is impossible, or there is nothing to push.
@@ -83,7 +83,7 @@ def follow(dataset: str, folder: Path, every: float, version: str | None, beside
 def push_feedback(
     dataset: str, models: Path | None, folder: Path | None, every: float, beside: int | None, alive: Path | None
 ) -> None:
-    """Put what callers of the service report into the online histories, again and again.
+    """Put what callers of the service report into the online histories and counts, again and again.
 
     Args:
         dataset: Name of a data set, or path of its DatasetSpec; not looked at where `models` is given.
@@ -94,7 +94,7 @@ def push_feedback(
         alive: File that is touched after each look.
 
     Raises:
-        UserError: the data set has no history; a champion that has none is waited out.
+        UserError: the data set has neither a history nor counts of its users; a champion that has none is waited out.
     """
     _give_way(beside)
     known: str | None = None
@@ -111,16 +111,16 @@ def push_feedback(
             log.warning("feedback cannot be pushed: %s", error)
         else:
             if changed:
-                log.info("%d histories brought up to what was reported", changed)
+                log.info("%d users brought up to what was reported", changed)
 
 
 def _pusher(dataset: str, folder: Path | None, waits: bool) -> Pusher | None:
-    """What pushes the feedback of a data set; None where it has no history and `waits` for one that has."""
+    """What pushes the feedback of a data set; None where no event could enter and it `waits` for one that can."""
     from components.dataset.catalog import load_spec
 
     spec = load_spec(dataset)
-    if spec.history is None and waits:
-        log.warning("the champion of '%s' has no history: nothing is pushed for it", spec.name)
+    if waits and not _takes_events(spec):
+        log.warning("the champion of '%s' has no history and no counts: nothing is pushed for it", spec.name)
         return None
     from components.monitor.pushing import Pusher
     from feature_repo.store import open_store
@@ -152,10 +152,15 @@ def _path() -> str:
 
 
 def _see_history(models: Path) -> None:
-    """Refuse to push where the champion in a folder of models has no history."""
+    """Refuse to push where the champion in a folder of models has nothing that an event could enter."""
     path = _champions_spec(models)
-    if path is not None and read_spec(Path(path)).history is None:
-        raise UserError(f"{path}: has no history that an event could enter; serve without --push")
+    if path is not None and not _takes_events(read_spec(Path(path))):
+        raise UserError(f"{path}: has no history that an event could enter, and no counts; serve without --push")
+
+
+def _takes_events(spec: DatasetSpec) -> bool:
+    """Whether events change a user's features: a history, or counts."""
+    return spec.history is not None or bool(spec.activity_fields("user"))
 
 
 def _rounds(every: float, beside: int | None, alive: Path | None = None) -> Iterator[None]:

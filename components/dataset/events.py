@@ -29,6 +29,7 @@ DERIVED = {LABEL: 2, GAP: 31, HOUR: 24}
 
 SECOND, HOURS = 1_000_000, 3_600_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 
 Integers = npt.NDArray[np.int64]
 Column = Any  # pa.Array, pa.ChunkedArray or a plain sequence
@@ -130,7 +131,7 @@ def moments_of(column: Column) -> tuple[Integers, npt.NDArray[np.bool_]]:
         stamps = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).fill_null(0)
         return _integers(stamps), known
     known = np.array([value is not None for value in column], dtype=bool)
-    since = [0 if value is None else (value - EPOCH) // timedelta(microseconds=1) for value in column]
+    since = [0 if value is None else (value - EPOCH) // MICROSECOND for value in column]
     return np.array(since, dtype=np.int64), known
 
 

@@ -26,12 +26,12 @@ class Pusher:
     """Pushes the feedback of a service's log folder, each event that names its user once.
 
     What was pushed is written down after the push: an event that is pushed again after a fall changes nothing, since
-    a history holds an event of a user, an item and a moment once. Of several that look at one folder one waits for
+    an event of a user, an item and a moment enters once. Of several that look at one folder one waits for
     the other, and begins where that one ended.
 
     Args:
         store: Feast's store.
-        spec: The data set, with a history.
+        spec: The data set, with a history or counts of its users.
         folder: The service's log folder.
     """
 
@@ -40,10 +40,10 @@ class Pusher:
     folder: Path
 
     def look(self) -> int:
-        """Push what has come since the last look; the number of users whose histories changed.
+        """Push what has come since the last look; the number of users who were written.
 
         Raises:
-            UserError: the data set has no history.
+            UserError: the data set has neither a history nor counts of its users.
             Exception: the online store cannot be written; nothing is passed over, the next look begins there.
         """
         with file_lock((self.folder / CURSOR).with_suffix(".lock")):

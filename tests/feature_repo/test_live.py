@@ -1,5 +1,6 @@
-"""Pushed events make of a history what materialising the whole log would have made of it."""
+"""Pushed events make of a history, and of counts, what the tables of the whole log would have made of them."""
 
+import pyarrow as pa
 import pytest
 
 from components.dataset.errors import UserError
@@ -72,6 +73,104 @@ def test_a_pushed_event_stays_until_the_tables_know_it(room, tmp_path, monkeypat
     found = histories(opened, spec)
     assert found["history_item_id"][0] == "['b', 'a', 'a']"
     assert found["history_item_id"] == expected["history_item_id"]
+
+
+def crowded(delay):
+    """A log of 16 users without repetitions, with what is known of each row and when, and the tables of both sides."""
+    log, users, items = logs.crowd(7, users=16, rows=300, delay=delay)
+    seen = {(row["user_id"], row["item_id"], row["event_timestamp"]): row for row in log.to_pylist()[::-1]}
+    return pa.Table.from_pylist(list(seen.values())[::-1], schema=log.schema), users, items
+
+
+def read(opened, spec, users):
+    from feature_repo.store import online_rows
+
+    found = online_rows(opened, spec, "user", users)
+    names = [field.name for field in spec.activity_fields("user")]
+    return {user: [repr(found[name][place]) for name in names] for place, user in enumerate(users)}
+
+
+@pytest.mark.parametrize("delay", [None, 8])
+def test_pushed_counts_equal_the_offline_join_bit_for_bit(room, tmp_path, monkeypatch, delay):
+    """What is online after a push against what an impression at that moment would get of the whole log."""
+    from feature_repo import store
+    from pipelines.certify import as_retrieved
+
+    sources = logs.make_spec().sources.model_dump()
+    sources["impressions"] |= {} if delay is None else {"created": "c"}
+    spec = logs.make_spec(history={"length": 4}, activity={"windows": ["3s", "7s", "1h"]}, sources=sources)
+    log, users, items = crowded(delay)
+    rows = log.to_pylist()
+    base, new = ([row for row in rows if (row["event_timestamp"] > logs.moment(12)) == late] for late in (False, True))
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "live"))
+    opened = store.open_store(spec)
+    folder = logs.write(tmp_path / "base", spec, pa.Table.from_pylist(base, schema=log.schema), users, items)
+    store.apply(opened, spec, folder)
+    logs.materialised(opened, spec, end=logs.moment(20))
+    pushes = ((logs.moment(21), new[::2]), (logs.moment(23), new[1::2]))
+    moments = {}
+    for now, some in pushes:
+        events = [
+            room.Event(**{name: row[name] for name in ("user_id", "item_id", "label", "event_timestamp")})
+            for row in some
+        ]
+        assert room.push_events(opened, spec, events, now) == len({row["user_id"] for row in some})
+        assert room.push_events(opened, spec, events, now) == 0, "they are there already"
+        moments |= {row["user_id"]: now for row in some}
+        for row in some:
+            row |= {"created_timestamp": now} if delay is not None else {}
+    assert len(set(moments.values())) == 2, "some users' last push is the first"
+
+    probes = [
+        {**rows[0], "user_id": user, "event_timestamp": now, "created_timestamp": now} for user, now in moments.items()
+    ]
+    whole = [
+        {**row, "impression_id": number} for number, row in enumerate([*base, *pushes[0][1], *pushes[1][1], *probes])
+    ]
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "offline"))
+    folder = logs.write(tmp_path / "whole", spec, pa.Table.from_pylist(whole, schema=log.schema), users, items)
+    table = as_retrieved(spec, folder).slice(len(whole) - len(probes)).to_pylist()
+    names = [field.name for field in spec.activity_fields("user")]
+    offline = {row["user_id"]: [repr(row[name]) for name in names] for row in table}
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "live"))
+    assert read(opened, spec, list(moments)) == offline
+    assert len({value for row in offline.values() for value in row}) > 10
+    found = store.online_rows(opened, spec, "user", list(moments))
+    for name in ("history_timestamp", "history_label"):
+        assert found[name] == [row[name] for row in table], name
+
+
+def test_pushed_counts_stay_until_the_log_knows_the_events(room, tmp_path, monkeypatch):
+    """A window from long ago until today: the materialisation is as of now."""
+    spec = logs.make_spec(activity={"windows": ["1s", "20000d"]})
+    opened = online_after(tmp_path, monkeypatch, spec, ROWS[:3], "live")
+    assert read(opened, spec, ["a", "ç"]) == {"a": ["0.0", "0.0", "None", "2.0", "1.0", "0.5"], "ç": ["None"] * 6}
+    assert room.push_events(opened, spec, events_of(room, ROWS[3:])) == 2
+    expected = {"a": ["0.0", "0.0", "None", "4.0", "2.0", "0.5"], "ç": ["0.0", "0.0", "None", "1.0", "1.0", "1.0"]}
+    assert read(opened, spec, ["a", "ç"]) == expected
+    logged = [("a", "b", 4, 0), ("ç", "a", 5, 0)]
+    opened = online_after(tmp_path, monkeypatch, spec, [*ROWS[:3], *logged], "live")
+    expected = {"a": [*expected["a"][:3], "5.0", "2.0", "0.4"], "ç": [*expected["ç"][:3], "2.0", "1.0", "0.5"]}
+    assert read(opened, spec, ["a", "ç"]) == expected, "the log has more of these users, and not what was pushed"
+    assert room.PushedEvents(spec).users() == ["a", "ç"]
+    opened = online_after(tmp_path, monkeypatch, spec, [*ROWS, *logged], "live")
+    assert read(opened, spec, ["a", "ç"]) == expected
+    assert room.PushedEvents(spec).users() == []
+    assert room.push_events(opened, spec, [room.Event(user_id="b", item_id="b", label=0,
+                                                      event_timestamp=logs.moment(9))]) == 1  # fmt: skip
+    assert read(opened, spec, ["b"]) == {"b": ["0.0", "0.0", "None", "2.0", "1.0", "0.5"]}
+
+
+def test_without_the_tables_no_counts_are_pushed(room, tmp_path, monkeypatch, caplog):
+    import shutil
+
+    spec = logs.make_spec(history=HISTORY, activity={"windows": ["1s", "20000d"]})
+    opened = online_after(tmp_path, monkeypatch, spec, ROWS[:3], "live")
+    before = read(opened, spec, ["a"])
+    shutil.rmtree(tmp_path / "live" / "offline")
+    assert room.push_events(opened, spec, events_of(room, ROWS[3:4])) == 1, "its history is"
+    assert read(opened, spec, ["a"]) == before
+    assert "users' counts wait for a materialisation" in caplog.text
 
 
 def test_what_is_no_event_is_named(room):
