@@ -43,7 +43,7 @@ test: $(READY) ## Run all tests that need no server of their own
 test-services: $(SPARK) ## Run the tests that start real servers (Redis, PostgreSQL, S3, Spark); an absent one is said
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m services
 
-images: $(READY) ## Build the images: train, serve, follow and mlflow (TORCH=cuda for GPUs, BASE_IMAGE, TAG)
+images: $(READY) ## Build the images: train, serve, follow, push and mlflow (TORCH=cuda for GPUs, BASE_IMAGE, TAG)
 	PYTHON=$(abspath $(BIN)/python) infra/images/build.sh
 
 test-containers: images ## Run the compiled pipeline and the service in the images, with real servers beside them
