@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -21,6 +23,8 @@ from serving.schemas import Degraded, PredictedPair, PredictResponse, RankedItem
 from serving.scorer import Flags, Probabilities, Scorer
 
 FEATURE_SECONDS, MODEL_SECONDS = PART_SECONDS.labels("features"), PART_SECONDS.labels("model")
+#: Seconds of the model for which the event loop may stand still: much less than others wait for their features.
+LONG = 0.02
 #: Columns that come from the request itself.
 KEYS = frozenset({USER_KEY, ITEM_KEY, EVENT_TIMESTAMP})
 
@@ -114,11 +118,11 @@ class Ranker:
         gathered.items.update(rows)
         begun = self._begun(said, gathered)
         row = {**gathered.users[user], **checked, USER_KEY: user, EVENT_TIMESTAMP: begun.at}
-        with MODEL_SECONDS.time():
-            if parts is None:
-                scores, cold = self.scorer.rank(row, items, gathered.items, gathered.until, gathered.epoch)
-            else:
-                scores, cold = self.scorer.meet(row, parts)
+        if parts is None:
+            call = partial(self.scorer.rank, row, items, gathered.items, gathered.until, gathered.epoch)
+        else:
+            call = partial(self.scorer.meet, row, parts)
+        scores, cold = await _called(call, self.scorer.seconds(len(items), folds=True))
         self._log(begun, [user] * len(items), items, [checked] * len(items), scores)
         ordered = _ordered(items, scores, cold, top_k)
         return Ranking(self._stamp(begun), self.scorer.cold("user", [user])[0], ordered)
@@ -135,8 +139,8 @@ class Ranker:
         checked = [self._checked(context) for context in contexts]
         begun = self._begun(request_id or uuid4().hex, await self.features.gather(users, items))
         columns = self._columns(begun, users, items, checked)
-        with MODEL_SECONDS.time():
-            scores = self.scorer.probabilities(columns)
+        call = partial(self.scorer.probabilities, columns)
+        scores = await _called(call, self.scorer.seconds(len(users), folds=False))
         self._log(begun, users, items, checked, scores)
         sides = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
         cold = [[side for side, is_cold in zip(("user", "item"), each, strict=True) if is_cold] for each in sides]
@@ -208,6 +212,14 @@ class Ranker:
             if not _fits(self.context[name], value):
                 raise RequestError(f"context field '{name}' is of kind {self.context[name]}; got {value!r}")
         return {name: _spelled(self.context[name], context.get(name)) for name in self.context}
+
+
+async def _called(call: Callable[[], Value], seconds: float) -> Value:
+    """The model's answer. One that takes long is waited for beside the event loop, on which other requests go on."""
+    with MODEL_SECONDS.time():
+        if seconds <= LONG:
+            return call()
+        return await asyncio.get_running_loop().run_in_executor(None, call)
 
 
 def _ordered(

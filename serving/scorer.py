@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from components.dataset.bundle import Bundle, BundleError
 from components.dataset.layout import CANDIDATE, REQUEST, UNKNOWN
-from components.dataset.scoring import SIZES, FoldedModel, WholeModel, crossing
+from components.dataset.scoring import SIZES, FoldedModel, WholeModel, crossing, quickest
 from components.dataset.spec import ITEM_KEY, Kind
 from components.run import read_json
 from serving.parts import PartTable
@@ -20,6 +20,9 @@ TOLERANCE = 1e-5
 DEGRADATION = "degradation.json"
 #: Enough for 80,000 items of AutoInt as it is set by default.
 PART_BYTES = 256 * 2**20
+
+#: Rows by which it is found out what a call takes.
+MEASURED = 64
 
 Probabilities = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -54,8 +57,7 @@ class Scorer:
         self._columns = {"request": columns(REQUEST), "item": columns(CANDIDATE)}
         self.folds_from = 1
         self._check_golden()
-        if self.folded:
-            self.folds_from = self._crossing(self.folded)
+        self._measure()
 
     def _check_golden(self) -> None:
         golden = self.bundle.golden()
@@ -73,16 +75,30 @@ class Scorer:
     def _folded_golden(self, rows: Sequence[Row]) -> Probabilities:
         return np.concatenate([self.rank(row, [row[ITEM_KEY]], {row[ITEM_KEY]: row})[0] for row in rows])
 
-    def _crossing(self, folded: FoldedModel) -> int:
-        """The number of golden rows' items from which on the folded call is the quicker one."""
+    def _measure(self) -> None:
+        """Find out on golden rows what calls take here, and from how many items on the folded one is the quicker."""
         golden = self.bundle.golden()
         rows = self.bundle.encode({name: golden.column(name) for name in self.bundle.vocabulary.columns})
         ids = rows.take(np.arange(SIZES[-1]) % len(rows), axis=0)
+
+        def whole(count: int) -> Probabilities:
+            return self.whole.probabilities(ids[:count])
+
+        self._row_seconds = quickest(whole, MEASURED, rounds=2) / MEASURED
+        if self.folded is None:
+            return
+        folded = self.folded
         request, parts = self._columns["request"].taken(ids[:1]), folded.parts(self._columns["item"].taken(ids))
-        return crossing(
-            lambda count: self.whole.probabilities(ids[:count]),
-            lambda count: folded.probabilities(request, [part[:count] for part in parts]),
-        )
+
+        def cut(count: int) -> Probabilities:
+            return folded.probabilities(request, [part[:count] for part in parts])
+
+        self.folds_from = crossing(whole, cut)
+        self._item_seconds = quickest(cut, MEASURED, rounds=2) / MEASURED
+
+    def seconds(self, count: int, folds: bool) -> float:
+        """About how long the call for so many rows takes, or, where it `folds`, for so many items of one request."""
+        return count * (self._item_seconds if folds and self.folded else self._row_seconds)
 
     def probabilities(self, columns: Mapping[str, Any]) -> Probabilities:
         """Click probabilities [n] of n rows of raw feature columns."""

@@ -72,7 +72,7 @@ def crossing(
     """
     before, found = (0, 0.0), 0
     for size in SIZES:
-        gain = _quickest(small, size, clock) - _quickest(large, size, clock)
+        gain = quickest(small, size, clock) - quickest(large, size, clock)
         if gain >= 0 and found:
             return found
         found = _between(*before, size, gain) if gain >= 0 else 0
@@ -85,9 +85,12 @@ def _between(low: int, loss: float, high: int, gain: float) -> int:
     return high if gain == loss else max(1, math.ceil(low + (high - low) * loss / (loss - gain)))
 
 
-def _quickest(call: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:
+def quickest(
+    call: Callable[[int], object], size: int, clock: Callable[[], float] = time.thread_time, rounds: int = ROUNDS
+) -> float:
+    """The least of the clock's seconds that a call for so many rows takes, of several."""
     taken = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = clock()
         call(size)
         taken.append(clock() - began)

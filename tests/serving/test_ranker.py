@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
+from functools import partial
 
 import pyarrow.dataset as ds
 import pytest
@@ -115,3 +117,24 @@ def test_a_service_may_allow_fewer_candidates(bundle):
         asyncio.run(ranker.rank("c1", ["s1", "s2", "s3"]))
     with pytest.raises(RequestError, match="pairs: at most 2 are allowed, not 3"):
         asyncio.run(ranker.predict(["c1"] * 3, ["s1", "s2", "s3"], [{}] * 3))
+
+
+@pytest.mark.parametrize("row_seconds", [1e-6, 1.0])
+def test_the_event_loop_does_not_stand_still_for_a_slow_model(bundle, row_seconds):
+    """Its call is in another thread then, and the same answer comes from there."""
+    ranker = ranker_of_nine(bundle, None)
+    expected = asyncio.run(ranker.rank("c1", ["s1", "s2"])).items
+    ranker.scorer._row_seconds = ranker.scorer._item_seconds = row_seconds
+    threads = []
+
+    def noted(call, *given):
+        threads.append(threading.get_ident())
+        return call(*given)
+
+    for name in ("rank", "meet", "probabilities"):
+        setattr(ranker.scorer, name, partial(noted, getattr(ranker.scorer, name)))
+    assert asyncio.run(ranker.rank("c1", ["s1", "s2"])).items == expected
+    pairs = asyncio.run(ranker.predict(["c1"] * 2, ["s1", "s2"], [{}] * 2)).pairs
+    assert [pair[3] for pair in pairs] == pytest.approx([score for _, score, _ in sorted(expected)], abs=1e-6)
+    assert len(threads) == 2
+    assert (threading.get_ident() in threads) == (row_seconds < 1)
