@@ -7,10 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.types import Array, Float64, Int64, String
-
 from components.dataset.features import features_digest
+from components.dataset.lean import lean
 from components.dataset.spec import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -22,6 +20,10 @@ from components.dataset.spec import (
 )
 from feature_repo.activity import ACTIVITY
 from feature_repo.history import HISTORY_TABLE, history_columns, liked_column
+
+with lean():
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
+    from feast.types import Array, Float64, Int64, String
 
 #: Key column and published table of each side that has a profile.
 SIDES = {"user": (USER_KEY, "users"), "item": (ITEM_KEY, "items")}

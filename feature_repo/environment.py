@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from components.dataset.errors import UserError
+from components.dataset.lean import lean
 from components.dataset.spec import DatasetSpec
 from components.run import aside, home
 
@@ -60,7 +61,8 @@ def offline_store(spec: DatasetSpec) -> Any:
     Raises:
         UserError: as `render` does.
     """
-    from feast import RepoConfig  # seconds to import, and those who only write a configuration need none of it
+    with lean():  # a second even so, and those who only write a configuration need none of it
+        from feast import RepoConfig
 
     return RepoConfig(**render(spec)).offline_store
 

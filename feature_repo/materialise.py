@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from feast import FeatureStore, FeatureView, FileSource, RepoConfig
 
+from components.dataset.lean import lean
 from components.dataset.spec import DatasetSpec
 from components.run import read_json, write_json
 from feature_repo.activity import ACTIVITY, ENTERED
@@ -30,6 +30,9 @@ from feature_repo.engine import memory_limit
 from feature_repo.environment import feast_home
 from feature_repo.locks import alone, writing
 from feature_repo.store import apply, changing, open_store, row_times
+
+with lean():
+    from feast import FeatureStore, FeatureView, FileSource, RepoConfig
 
 log = logging.getLogger("tandem.materialise")
 

@@ -10,17 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from feast import FeatureStore, RepoConfig
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-
 from components.dataset.events import EPOCH
+from components.dataset.lean import lean
 from components.dataset.spec import DatasetSpec
 from components.run import aside
 from feature_repo.definitions import SIDES, Definitions, build
 from feature_repo.environment import feast_home, render, write_config
 from feature_repo.locks import alone
 from feature_repo.publish import publish
+
+with lean():
+    from feast import FeatureStore, RepoConfig
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
 
 __all__ = ["apply", "changing", "online_rows", "open_store", "publish", "row_times", "training_store"]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from components.dataset.features import features_digest
+from components.dataset.lean import lean
 from components.dataset.spec import ITEM_KEY, USER_KEY
 from serving.direct import RedisRows
 
@@ -62,7 +61,7 @@ class OnlineStore:
     """
 
     def __init__(self, config: Path, service: str, deadline: float) -> None:
-        with _absent("torch"), _unchecked():
+        with lean():
             from feast import FeatureStore
             from feast.infra.online_stores.helpers import get_online_store_from_config
 
@@ -146,38 +145,3 @@ def _value(value: Any) -> Any:
         return None
     found = getattr(value, kind)
     return list(found.val) if kind.endswith("_list_val") else found
-
-
-@contextmanager
-def _absent(package: str) -> Iterator[None]:
-    """Let imports believe that a package is not installed.
-
-    Feast imports torch wherever it finds it, for offline work; in a service it would cost seconds and 200 MB.
-    """
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # the import system's own mark for "not there"
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-
-
-@contextmanager
-def _unchecked() -> Iterator[None]:
-    """Let Feast's classes be as they are written: typeguard compiles each of them anew, half of the time to import it.
-
-    What the checks are for, wrong types given to definitions, happens where definitions are made, not here.
-    """
-    import typeguard
-
-    def unchanged(target: Any = None, **_: Any) -> Any:
-        return (lambda made: made) if target is None else target
-
-    checked = typeguard.typechecked
-    typeguard.typechecked = unchanged
-    try:
-        yield
-    finally:
-        typeguard.typechecked = checked

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
 from components.dataset.catalog import load_spec
 from components.dataset.errors import UserError
@@ -194,6 +193,8 @@ def check_rows(asked: pa.ChunkedArray, got: pa.ChunkedArray) -> None:
 
 
 def _from_feast(spec: DatasetSpec, definitions: Definitions, rows: str, file: Path) -> None:
+    from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+
     # Feast leaves the creation time out of account unless told: values entered later would leak into earlier rows.
     known_only = any(view.batch_source.created_timestamp_column for view in definitions.views)
     with training_store(spec, definitions) as store:
