@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from components.dataset.catalog import load_spec
 from components.dataset.errors import UserError
 from components.registry import aliases
-from components.registry.connection import connect, tracking_uri
+from components.registry.connection import connect, exists, tracking_uri
 from components.run import aside, write_json
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def fetch(version: Registered, destination: Path) -> Path:
 
 def history(dataset: str) -> list[dict[str, Any]]:
     """Every move of the champion alias, oldest first, as plain JSON content."""
-    return [move.to_json() for move in aliases.moves(connect(), model_name(dataset))]
+    return [move.to_json() for move in aliases.moves(connect(), model_name(dataset))] if exists() else []
 
 
 def rollback(dataset: str) -> dict[str, Any]:
