@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from tests.pipelines.shop import QUICKLY, tandem, write_shop
+from tests.pipelines.shop import CUT, QUICKLY, tandem, write_shop
 
 # PySpark takes a process whose main module has neither a file nor a spec, as a worker of xdist has, for one that runs
 # its own doctests, and ends it. A spec without a name tells it otherwise, and tells multiprocessing nothing.
@@ -43,11 +43,16 @@ def made_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], No
 
 @pytest.fixture(scope="session")
 def shop(made_once) -> Path:
-    """The folder of a shop with a home that holds a deployed model."""
+    """The folder of a shop with a home that holds a deployed model, and `first.json`: what its run printed.
+
+    The run saw three quarters of the log. Nothing else may be run in this home: tests of followers copy it.
+    """
 
     def fill(folder: Path) -> None:
-        arguments = ["--dataset", write_shop(folder), "--method", "collaborative", "--run-id", "first", *QUICKLY]
+        window = f"/{CUT:%Y-%m-%dT%H:%M:%S}"
+        arguments = ["--dataset", write_shop(folder), "--run-id", "first", "--window", window, "--json", *QUICKLY]
         done = tandem("run", *arguments, home=folder / "home")
         assert done.returncode == 0, done.stderr
+        (folder / "first.json").write_text(done.stdout.splitlines()[-1])
 
     return made_once("deployed-shop", fill)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipelines.policy import SECRETS
-from tests.pipelines.shop import tandem
+from tests.pipelines.shop import help_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -27,10 +27,9 @@ ENTRIES = set(re.findall(r"`(tandem/[a-z0-9-]+)`", TEXT))
 def test_every_command_and_flag_is_known(command):
     words = shlex.split(command)[1:]
     names = words[:2] if words[0] in {"registry", "schedule"} else words[:1]
-    shown = tandem(*names, "--help")
-    assert shown.returncode == 0, shown.stderr
+    shown = help_of(*names)
     for flag in (word for word in words if word.startswith("--")):
-        assert flag in shown.stdout, f"{command}: {flag}"
+        assert flag in shown, f"{command}: {flag}"
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -53,3 +52,38 @@ def test_every_secret_that_is_fetched_is_explained():
     assert asked == ENTRIES
     for keys in SECRETS.values():
         assert all(key in TEXT for key in keys)
+
+
+KINDS = {"deployment", "statefulset", "service", "job"}
+
+
+def objects():
+    """Kind, namespace and name of whatever the cluster files make."""
+    found = set()
+    for path in (ROOT / "infra").rglob("*.yaml"):
+        for made in yaml.safe_load_all(path.read_text()):
+            if made and made.get("metadata"):
+                metadata = made["metadata"]
+                found.add((made["kind"].lower(), metadata.get("namespace"), metadata["name"]))
+    return found
+
+
+def test_every_object_that_a_command_waits_for_or_calls_is_made():
+    """Kubeflow's own namespace is not ours to make."""
+    named = set()
+    for line in LINES:
+        space = re.search(r"kubectl -n (\S+) ", line)
+        if space and space[1] != "kubeflow":
+            named |= {(kind, space[1], name) for kind, name in re.findall(r"\b(\w+)/([\w-]+)", line) if kind in KINDS}
+    assert {kind for kind, *_ in named} == KINDS
+    assert not named - {(kind, space or here, name) for kind, here, name in objects() for space in (here, "tandem")}
+
+
+def test_the_kustomizations_and_the_job_that_are_applied_are_there():
+    for line in LINES:
+        for path in re.findall(r"(?:apply -k|kustomize) (infra/\S+)", line):
+            assert (ROOT / path / "kustomization.yaml").is_file(), line
+    (job,) = (line for line in LINES if "kubectl set image" in line)
+    file, container = re.search(r"-f (\S+) (\w+)=", job).groups()
+    containers = yaml.safe_load((ROOT / file).read_text())["spec"]["template"]["spec"]["containers"]
+    assert [one["name"] for one in containers] == [container]

@@ -3,6 +3,7 @@
 Every body is read with kfp-server-api's models: a field that they do not have, or a value that they refuse, is a 400.
 `python -m tests.pipelines.kfp_server LOG` prints its port. Each request that changes something is a line of LOG, with
 how many recurring runs of each name are enabled after it. A run whose parameter `seed` is 13 fails in its second task.
+`DELETE /everything`, which the API does not know, empties server and log for the next test.
 """
 
 from __future__ import annotations
@@ -117,6 +118,11 @@ class Handler(BaseHTTPRequestHandler):
         url = urlparse(self.path)
         size = int(self.headers.get("content-length") or 0)
         content = json.loads(self.rfile.read(size) or "{}")
+        if (method, url.path) == ("DELETE", "/everything"):
+            for kind in STORE.values():
+                kind.clear()
+            self.server.log.unlink(missing_ok=True)
+            return self.reply(200, {})
         if not url.path.startswith(ROOT):
             return self.reply(404, {"error": "not here"})
         query = {name: values[0] for name, values in parse_qs(url.query).items()}

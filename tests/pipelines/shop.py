@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import yaml
+from typer.testing import CliRunner
+
+from pipelines.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = {
@@ -32,6 +36,9 @@ SPEC = {
     ],
     "split": {"by": "time", "ratios": [0.7, 0.15, 0.15]},
 }
+#: When the log begins, and the moment up to which the first run sees it: 900 of its 1,200 rows, ten minutes apart.
+BEGIN = 1_700_000_000
+CUT = datetime.fromtimestamp(BEGIN + 600 * 900, UTC)
 #: Settings that make a run of the shop quick; nothing of the chain is left out.
 QUICK = (
     "finetune.epochs=4",
@@ -74,7 +81,7 @@ def write_shop(folder: Path, rows: int = 1200, users: int = 60, items: int = 40)
         user, item = int(draw.integers(users)), int(draw.integers(items))
         liked = (genders[user] == "F") == (colours[item] == "red")
         clicked = int(draw.random() < (0.8 if liked else 0.2))
-        lines.append(f"c{user},s{item},{1_700_000_000 + 600 * second},{clicked},{draw.choice(['phone', 'desktop'])}")
+        lines.append(f"c{user},s{item},{BEGIN + 600 * second},{clicked},{draw.choice(['phone', 'desktop'])}")
     (folder / "clicks.csv").write_text("\n".join(lines) + "\n")
     return write_spec(folder)
 
@@ -83,6 +90,17 @@ def write_spec(folder: Path, **changes: object) -> Path:
     path = folder / "shop.yaml"
     path.write_text(yaml.safe_dump({**SPEC, **changes}, sort_keys=False))
     return path
+
+
+def help_of(*command: str) -> str:
+    """The help of a command of the command line, without a process of its own.
+
+    Raises:
+        AssertionError: there is no such command.
+    """
+    shown = CliRunner().invoke(app, [*command, "--help"])
+    assert shown.exit_code == 0, shown.output
+    return shown.output
 
 
 def tandem(*arguments: str | Path, home: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.dataset.catalog import load_spec
+from components.dataset.errors import UserError
+from components.dataset.sources import validated_tables
+from pipelines.check import check_dataset
 from tests.pipelines.shop import SPEC, tandem, write_shop, write_spec
 
 PINNED = "registry.example/tandem-train-python@sha256:" + 64 * "a"
@@ -114,27 +118,32 @@ WRONG = {
     "missing column": (replaced("clicks.csv", "clicked", "klicked"), ["clicks.csv", "clicked"]),
     "missing field column": (replaced("users.csv", "gender", "sex"), ["users.csv", "gender"]),
     "empty file": (written("clicks.csv", ""), ["clicks.csv", "empty"]),
-    "header only": (written("clicks.csv", "customer,sku,shown_at,clicked,device\n"), ["clicks.csv"]),
-    "wrong type": (
-        lambda folder: (folder / "items.jsonl").write_text(
-            (folder / "items.jsonl").read_text().replace('"price": 3.0', '"price": "dear"')
-        ),
-        ["items.jsonl", "price", "number and string"],
-    ),
     "label of one class": (
         lambda folder: (folder / "clicks.csv").write_text(
             re.sub(r",0,(phone|desktop)", r",1,\1", (folder / "clicks.csv").read_text())
         ),
         ["clicked"],
     ),
-    "duplicate key": (replaced("users.csv", "c1,", "c0,"), ["users.csv", "c0"]),
-    "unparsable time": (replaced("clicks.csv", ",1700000000,", ",yesterday,"), ["clicks.csv", "shown_at", "yesterday"]),
     "unknown key": (spec(colour="red"), ["shop.yaml", "colour"]),
     "unknown kind": (
         spec(fields=[*SPEC["fields"][1:], {"name": "x", "side": "user", "kind": "idd"}]),
         ["shop.yaml", "kind"],
     ),
     "no YAML": (written("shop.yaml", "name: [shop"), ["shop.yaml"]),
+}
+
+
+#: Data that only those who read all rows can tell.
+UNREADABLE = {
+    "unparsable time": (replaced("clicks.csv", ",1700000000,", ",yesterday,"), ["clicks.csv", "shown_at", "yesterday"]),
+    "duplicate key": (replaced("users.csv", "c1,", "c0,"), ["users.csv", "c0"]),
+    "header only": (written("clicks.csv", "customer,sku,shown_at,clicked,device\n"), ["clicks.csv", "no rows"]),
+    "wrong type": (
+        lambda folder: (folder / "items.jsonl").write_text(
+            (folder / "items.jsonl").read_text().replace('"price": 3.0', '"price": "dear"')
+        ),
+        ["items.jsonl", "price", "number and string"],
+    ),
 }
 
 
@@ -145,6 +154,17 @@ def test_wrong_data_is_refused(shop, name):
     message = refused(shop, "run", "--dataset", shop / "shop.yaml")
     for word in said:
         assert word in message, message
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_no_step_could_read_is_refused(shop, name):
+    """By the very code with which the first step, and `tandem check`, read the sources."""
+    change, said = UNREADABLE[name]
+    change(shop)
+    with pytest.raises(UserError) as refusal:
+        validated_tables(load_spec(str(shop / "shop.yaml")))
+    for word in said:
+        assert word in str(refusal.value)
 
 
 def test_too_many_unknown_users_stop_the_run(shop):
@@ -194,8 +214,9 @@ def test_registry_of_nothing_says_so(tmp_path):
     done = tandem("registry", "rollback", home=tmp_path)
     assert done.returncode == 2
     assert "sample" in done.stderr
-    done = tandem("registry", "history", home=tmp_path)
-    assert [json.loads(line) for line in done.stdout.splitlines()] == []
+    done = tandem("registry", "history", home=tmp_path / "other")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert not (tmp_path / "other" / "mlflow.db").exists(), "looking makes no registry"
 
 
 def test_check_tells_all_faults_at_once(shop):
@@ -213,13 +234,13 @@ def test_check_tells_all_faults_at_once(shop):
 
 def test_check_applies_the_rules_of_the_run(shop):
     """What validation and the leak lint would stop a run for; and nothing of a sound data set."""
-    done = tandem("check", shop / "shop.yaml")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{shop / 'shop.yaml'}: sound")
+    assert check_dataset(str(shop / "shop.yaml")).findings == ()
     lines = (shop / "clicks.csv").read_text().splitlines()
     rows = [line.split(",") for line in lines[1:91]]
     told = [[*row[:4], "phone" if row[3] == "1" else "desktop"] for row in rows]
     (shop / "clicks.csv").write_text("\n".join([lines[0], *(",".join(row) for row in told)]) + "\n")
-    done = tandem("check", shop / "shop.yaml")
-    assert done.returncode == 2, done.stdout
-    assert "there are at least 100 rows" in done.stdout
-    assert "field 'device' tells the label of every row" in done.stdout
+    checked = check_dataset(str(shop / "shop.yaml"))
+    found = "\n".join(str(finding) for finding in checked.findings)
+    assert checked.errors
+    assert "there are at least 100 rows" in found
+    assert "field 'device' tells the label of every row" in found

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
 from components.dataset.window import Window
+from components.registry.continuation import window_of
+from components.retrieve.step import retrieve
 from components.training.checkpoints import load_model
 from pipelines.settings import parse_settings
-from tests.pipelines.shop import QUICK, QUICKLY, tandem, write_shop
+from tests.pipelines.conftest import WARM
+from tests.pipelines.shop import CUT, QUICK, QUICKLY, tandem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-FIRST = datetime.fromtimestamp(1_700_000_000, UTC)
-#: The moment up to which the first run sees the log: 900 of its 1,200 rows.
-CUT = FIRST + timedelta(seconds=600 * 900)
-WARM = ("--window", "since-last-success", "--warm-start")
-
-
-def run(folder, *arguments, home="home"):
-    done = tandem("run", "--dataset", folder / "shop.yaml", "--json", *QUICKLY, *arguments, home=folder / home)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def output_of(folder, run_id, task, name):
@@ -39,40 +32,23 @@ def encoded(folder, run_id):
     return json.loads(found.read_text())
 
 
-@pytest.fixture(scope="module")
-def ran(made_once):
-    """A shop whose first run saw three quarters of its log, and whose second took up the rest; what both printed."""
-
-    def fill(folder):
-        write_shop(folder)
-        first = run(folder, "--run-id", "first", "--window", f"/{CUT:%Y-%m-%dT%H:%M:%S}")
-        planned = tandem("plan", "--dataset", folder / "shop.yaml", "--json", *QUICKLY, *WARM, home=folder / "home")
-        assert planned.returncode == 0, planned.stderr
-        (folder / "plan.json").write_text(planned.stdout)
-        second = run(folder, "--run-id", "second", *WARM)
-        (folder / "results.json").write_text(json.dumps([first, second]))
-
-    folder = made_once("incremental-shop", fill)
-    return folder, *json.loads((folder / "results.json").read_text())
-
-
 def rows_of(folder, run_id):
     data = TrainingSet.open(output_of(folder, run_id, "retrieve", "training_set"))
     tables = {part: data.table(part, ["impression_id"])["impression_id"].to_pylist() for part in data.meta["rows"]}
     return data, tables
 
 
-def test_the_first_run_learns_its_window_and_nothing_later(ran):
-    folder, first, _ = ran
+def test_the_first_run_learns_its_window_and_nothing_later(followed):
+    folder, first = followed.folder, followed.first
     data, tables = rows_of(folder, "first")
     assert sorted(row for part in tables.values() for row in part) == list(range(900))
     assert first["verdict"] == "promoted"
     assert data.meta["window"]["end"] == CUT.isoformat()
 
 
-def test_the_second_begins_where_the_first_stopped_learning(ran):
+def test_the_second_begins_where_the_first_stopped_learning(followed):
     """No row is learnt twice, none is left out, and no model is judged on a row that it was trained on."""
-    folder, *_ = ran
+    folder = followed.folder
     first, earlier = rows_of(folder, "first")
     later = rows_of(folder, "second")[1]
     assert first.meta["window"]["learnt_until"] == first.meta["cut_offs"]["valid"]
@@ -82,17 +58,17 @@ def test_the_second_begins_where_the_first_stopped_learning(ran):
     assert not set(later["test"]) & {*earlier["train"], *earlier["valid"]}
 
 
-def test_the_vocabulary_grows_and_known_ids_keep_their_codes(ran):
-    folder, *_ = ran
+def test_the_vocabulary_grows_and_known_ids_keep_their_codes(followed):
+    folder = followed.folder
     before, after = (rows_of(folder, name)[0].vocabulary for name in ("first", "second"))
     for old, new in zip(before.fields, after.fields, strict=True):
         assert new.values[: len(old.values)] == old.values
         assert new.edges == old.edges
 
 
-def test_each_arm_goes_on_from_its_own_line(ran):
+def test_each_arm_goes_on_from_its_own_line(followed):
     """The collaborative arm from the one that has met no language model, the candidate from the champion."""
-    folder, *_ = ran
+    folder = followed.folder
     named = {"collaborative": "finetune", "candidate": "finetune-2"}
     kept = output_of(folder, "second", "retrieve", "champion")
     for arm, task in named.items():
@@ -105,8 +81,8 @@ def test_each_arm_goes_on_from_its_own_line(ran):
         assert meta["champion"] == {"name": "tandem-shop", "version": "1", "run_id": "first"}
 
 
-def test_the_champion_is_scored_on_the_new_rows(ran):
-    folder, _, second = ran
+def test_the_champion_is_scored_on_the_new_rows(followed):
+    folder, second = followed.folder, followed.second
     metrics = json.loads((Path(second["paths"]["evaluation"]) / "metrics.json").read_text())
     assert metrics["champion"]["run_id"] == "first"
     assert metrics["champion"]["compatible"]
@@ -114,17 +90,17 @@ def test_the_champion_is_scored_on_the_new_rows(ran):
     assert metrics["champion"]["rows"] == metrics["rows"]
 
 
-def test_only_new_texts_are_encoded(ran):
+def test_only_new_texts_are_encoded(followed):
     """All users and items of the shop have been seen: what is said of them is encoded already."""
-    folder, *_ = ran
+    folder = followed.folder
     cache = encoded(folder, "second")["cache"]
     assert cache["misses"] == 0
     assert cache["hits"] > 0
 
 
-def test_the_plan_said_what_the_run_then_did(ran):
-    folder, first, _ = ran
-    plan = json.loads((folder / "plan.json").read_text())
+def test_the_plan_said_what_the_run_then_did(followed):
+    folder, first = followed.folder, followed.first
+    plan = followed.plan
     meta = rows_of(folder, "second")[0].meta
     assert plan["stops"] is None
     assert plan["rows"] == {**meta["rows"], "total": sum(meta["rows"].values())}
@@ -139,9 +115,9 @@ def test_the_plan_said_what_the_run_then_did(ran):
     assert plan["cached_steps"] == []
 
 
-def test_the_plan_rests_on_what_the_first_run_took(ran):
-    folder, *_ = ran
-    estimate = json.loads((folder / "plan.json").read_text())["estimate"]
+def test_the_plan_rests_on_what_the_first_run_took(followed):
+    folder = followed.folder
+    estimate = followed.plan["estimate"]
     before, after = (sum(rows_of(folder, name)[0].meta["rows"].values()) for name in ("first", "second"))
     ledger = json.loads((output_of(folder, "first", "evaluate", "evaluation") / "lift.json").read_text())["cost"][
         "steps"
@@ -155,28 +131,30 @@ def test_the_plan_rests_on_what_the_first_run_took(ran):
     assert estimate["gpu_minutes"] == 0
 
 
-def test_a_plan_without_new_rows_says_so_in_words(ran):
-    folder, *_ = ran
+def test_a_plan_without_new_rows_says_so_in_words(followed):
+    folder = followed.folder
     done = tandem("plan", "--dataset", folder / "shop.yaml", *QUICKLY, *WARM, home=folder / "home")
     assert done.returncode == 0, done.stderr
     assert "would stop at once: nothing new" in done.stdout
 
 
-def test_without_a_new_row_nothing_is_trained(ran):
-    folder, *_ = ran
-    done = tandem("run", "--dataset", folder / "shop.yaml", *QUICKLY, *WARM, home=folder / "home")
-    assert done.returncode == 2
-    assert "nothing new" in done.stderr.splitlines()[-1]
-    assert len(tandem("registry", "history", "--dataset", "shop", home=folder / "home").stdout.splitlines()) <= 2
+def test_without_a_new_row_nothing_is_trained(followed, tmp_path, monkeypatch):
+    """The step that would make the rows refuses, as an error of the user's: the run ends with exit code 2."""
+    folder = followed.folder
+    monkeypatch.setenv("TANDEM_HOME", str(folder / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    dataset, validated = str(folder / "shop.yaml"), output_of(folder, "second", "validate", "validated")
+    with pytest.raises(UserError, match="nothing new"):
+        retrieve(dataset, validated, tmp_path / "rows", window_of(dataset, "since-last-success"))
+    assert not (tmp_path / "rows").exists()
 
 
-def test_the_same_window_gives_the_same_model(ran, tmp_path, monkeypatch):
+def test_the_same_window_gives_the_same_model(followed, tmp_path, monkeypatch):
     """The second run's window by its own ends, from the same champion: the same rows, the same weights."""
     from components.finetune.settings import FinetuneSettings
     from components.finetune.step import finetune
-    from components.retrieve.step import retrieve
 
-    folder, *_ = ran
+    folder = followed.folder
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
     data, tables = rows_of(folder, "second")
     champion = output_of(folder, "second", "retrieve", "champion")

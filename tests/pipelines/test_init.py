@@ -52,15 +52,20 @@ def test_what_init_refuses(tmp_path, arguments, said):
 
 @pytest.mark.slow
 def test_a_stranger_reaches_a_deployed_model_without_an_edit(tmp_path):
-    """Dates, lists, missing prices and umlauts reach prompts, both arms and the served bundle; the leak does not."""
+    """Dates, lists, missing prices and umlauts reach prompts, both arms and the served bundle; the leak does not.
+
+    With another backbone than the default, and the texts encoded in three shards.
+    """
     home = tmp_path / "home"
     spec = tmp_path / "web-shop.yaml"
     assert tandem("init", "web-shop", *flags(strangers.web_shop(tmp_path)), "--output", spec).returncode == 0
-    done = tandem("run", "--dataset", spec, "--run-id", "first", "--json", *QUICKLY, home=home)
+    others = ("--backbone", "dcnv2", "--set", "shards=3")
+    done = tandem("run", "--dataset", spec, "--run-id", "first", "--json", *QUICKLY, *others, home=home)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["verdict"] == "promoted"
     assert set(result["arms"]) == {"collaborative", "ctrl"}
+    assert (home / "runs/first/run.log").read_text().count("texts encoded") == 3
     assert all(0.5 < arm["auc"] < 0.95 for arm in result["arms"].values()), "a leak would give the label away"
     bundle = Bundle.open(home / "bentoml/models/tandem-web-shop/first")
     names = {field.name for field in bundle.vocabulary.fields}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import httpx
 import pytest
 import yaml
 
@@ -30,9 +31,9 @@ class Server:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
 
-@pytest.fixture
-def server(tmp_path):
-    log = tmp_path / "requests.jsonl"
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    log = tmp_path_factory.mktemp("kfp") / "requests.jsonl"
     command = [sys.executable, "-m", "tests.pipelines.kfp_server", str(log)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -40,6 +41,13 @@ def server(tmp_path):
             yield Server(int(process.stdout.readline()), log)
         finally:
             process.kill()
+
+
+@pytest.fixture
+def server(running):
+    """The server as it is when nothing has been asked of it."""
+    httpx.delete(f"{running.host}/everything").raise_for_status()
+    return running
 
 
 @pytest.fixture
@@ -85,6 +93,23 @@ def test_apply_brings_the_cluster_to_the_file_and_then_changes_nothing(server, c
     assert new.no_catchup is True
     assert set(done(cluster, asked).values()) == {"unchanged"}
     assert max(count for line in server.changes() for count in line["enabled"].values()) == 1, "never doubled"
+
+
+def test_catch_up_and_concurrency_are_the_files(cluster, tmp_path):
+    """Also where someone has changed one of them by hand, and left the description that says whose it is."""
+    asked = written(tmp_path, {**HOURLY, "catch_up": True, "concurrency": 3})
+    done(cluster, asked)
+    (made,) = cluster.recurring_runs()
+    assert (bool(made.no_catchup), int(made.max_concurrency)) == (False, 3)
+    assert done(cluster, asked) == {"hourly": "unchanged"}
+    midnight = {"cron_schedule": {"cron": "0 0 0 * * *"}}
+    for name, value in (("no_catchup", True), ("max_concurrency", "1"), ("trigger", midnight)):
+        (ours,) = cluster.recurring_runs()
+        given = {"mode": "ENABLE", "status": None, "recurring_run_id": None, "created_at": None, name: value}
+        cluster.client.delete_recurring_run(ours.recurring_run_id)
+        create = cluster.client._recurring_run_api.recurring_run_service_create_recurring_run
+        create(recurring_run={**ours.to_dict(), **given})
+        assert done(cluster, asked) == {"hourly": "replace"}, name
 
 
 @pytest.mark.parametrize("after", range(1, 5), ids="requests done: {}".format)

@@ -72,7 +72,7 @@ def test_pairs_agree_with_the_ranking(service):
 def test_scores_are_the_trained_models(service, shop):
     """The torch checkpoint on the test rows that retrieve joined offline, against HTTP on online features."""
     (training_set,) = shop.glob("home/runs/first/artifacts/*/retrieve/training_set")
-    (trained,) = shop.glob("home/runs/first/artifacts/*/finetune/trained")
+    (trained,) = shop.glob("home/runs/first/artifacts/*/finetune-2/trained")
     data = TrainingSet.open(training_set)
     rows = data.table("test").slice(0, 150)
     expected = predict(load_model(trained), data.arrays("test").ids[:150])
@@ -192,7 +192,7 @@ def test_the_model_says_what_it_is(service):
     assert (body["name"], body["backbone"], body["arm"], body["run_id"]) == (
         "shop",
         "autoint",
-        "collaborative",
+        "ctrl",
         "first",
     )
     assert body["context"] == {"device": "category"}

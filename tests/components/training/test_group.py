@@ -1,4 +1,4 @@
-"""Two processes compute what one does: gradients dense and sparse, batch statistics, and negatives of all."""
+"""Several processes compute what one does: gradients dense and sparse, batch statistics, and negatives of all."""
 
 import platform
 import tempfile
@@ -14,13 +14,11 @@ from components.training import launch, shared
 from components.training.group import Group, GroupBatchNorm
 from components.training.launch import processes_to_start, train_together
 from components.training.settings import ProcessSettings
-from tests.components.training.together import LENGTHS, everything, message, refuse, write_everything, write_messages
+from tests.components.training.together import LENGTHS, everything, message, refuse, write_all
 
-PROCESSES = 2
-
-
-#: Through memory that they share, where the processor allows it, and through gloo.
-WAYS = [platform.machine() in ("x86_64", "AMD64"), False]
+PROCESSES = 3
+#: Whether the processor allows it that they share memory; if not they send each other messages through gloo.
+SHARED = platform.machine() in ("x86_64", "AMD64")
 
 
 @contextmanager
@@ -34,26 +32,35 @@ def nothing_left(folder):
     assert not list(folder.iterdir())
 
 
-@pytest.fixture(scope="module", params=dict.fromkeys(WAYS), ids=lambda shared: "shared" if shared else "gloo")
-def found(request, tmp_path_factory):
-    """What a process alone finds, and what each of two finds; none of them leaves a temporary file."""
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What each of several processes has found, in one folder; none of them leaves a temporary file."""
     folder = tmp_path_factory.mktemp("together")
     with nothing_left(folder / "temporary"):
-        train_together(write_everything, PROCESSES, threads=1, output=folder / "found", shared=request.param)
-    return everything(Group.join()), [load_file(f"{folder / 'found'}.{rank}") for rank in range(PROCESSES)]
+        train_together(write_all, PROCESSES, threads=1, output=folder, shared=SHARED)
+    return folder
 
 
-def test_two_processes_compute_what_one_does(found):
-    alone, together = found
-    for each in together:
+@pytest.fixture(scope="module")
+def alone():
+    """What a process alone finds."""
+    return everything(Group.join())
+
+
+def read(folder, name):
+    return [load_file(folder / f"{name}.{rank}") for rank in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("way", ["shared", "gloo"] if SHARED else ["gloo"])
+def test_several_processes_compute_what_one_does(alone, together, way):
+    for each in read(together, way):
         assert set(each) == set(alone)
         for name, value in alone.items():
             torch.testing.assert_close(each[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: name + text)
 
 
-def test_the_comparison_would_see_a_difference(found):
+def test_the_comparison_would_see_a_difference(alone):
     """The gradients are not zero, and those of a part of the batch are others."""
-    alone, _ = found
     assert all(value.abs().max() > 1e-3 for name, value in alone.items() if "0.bias" not in name)
     part = regression_of_a_part()
     assert not torch.allclose(part["gradient.layers.3.weight"], alone["gradient.layers.3.weight"], atol=1e-2)
@@ -70,17 +77,16 @@ def regression_of_a_part():
     return together.regression(Half(0, 1, torch.device("cpu")))
 
 
-@pytest.mark.skipif(not WAYS[0], reason="this processor may reorder writes")
-def test_sums_and_gathers_through_shared_memory_are_exact(tmp_path):
-    train_together(write_messages, 3, threads=1, output=tmp_path / "found")
-    found = [load_file(tmp_path / f"found.{rank}") for rank in range(3)]
+@pytest.mark.skipif(not SHARED, reason="this processor may reorder writes")
+def test_sums_and_gathers_through_shared_memory_are_exact(together):
+    found = read(together, "messages")
     for length in LENGTHS:
         for kind in (torch.float32, torch.float64, torch.int64):
-            said = torch.stack([message(rank, length, kind) for rank in range(3)])
+            said = torch.stack([message(rank, length, kind) for rank in range(PROCESSES)])
             for each in found:
                 assert torch.equal(each[f"gather.{length}.{kind}"], said)
                 assert torch.equal(each[f"sum.{length}.{kind}"], said.sum(0))
-    total = sum(message(rank, 13, torch.float32) for rank in range(3))
+    total = sum(message(rank, 13, torch.float32) for rank in range(PROCESSES))
     for rank, each in enumerate(found):
         own = message(rank, 13, torch.float32)
         assert torch.equal(each["table"], torch.stack([own, total, own], dim=1))
@@ -103,7 +109,7 @@ def test_memory_is_looked_for_on_a_disk_where_containers_have_little(monkeypatch
 
 def test_a_message_of_a_worker_reaches_the_caller_as_it_was_raised():
     with pytest.raises(UserError, match=r"^colour: write something else$"):
-        train_together(refuse, PROCESSES, threads=1, field="colour")
+        train_together(refuse, 2, threads=1, field="colour")
 
 
 def test_a_process_alone_is_a_group_of_one_and_changes_nothing():

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from kubernetes.client import Configuration
 
+from components.dataset.errors import UserError
 from components.finetune.settings import FinetuneSettings
 from components.finetune.step import finetune
 from components.models.config import BackboneConfig
+from components.training import trainjob
 from components.training.checkpoints import load_model
 from tests.components.evaluate.logs import training_set
 from tests.pipelines.shop import ROOT
@@ -32,63 +38,78 @@ def rows(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """The environment of a step on a cluster, and the log of what the API was asked to change."""
-    log = tmp_path / "requests.jsonl"
-    command = [sys.executable, "-m", "tests.components.training.trainer_server", str(log)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | path())
-    address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+@dataclass(frozen=True)
+class Server:
+    """A cluster's API: where its kubeconfig is, and the log of what it was asked to change."""
+
+    kubeconfig: Path
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    command = [sys.executable, "-m", "tests.components.training.trainer_server", str(folder / "requests.jsonl")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | path())
+    address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
     context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "default"}}
     config = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [context]}
     config |= {"clusters": [{"name": "c", "cluster": {"server": address}}], "users": [{"name": "u", "user": {}}]}
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    environment = os.environ | path() | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "OMP_NUM_THREADS": "1"}
-    environment |= {"TANDEM_HOME": str(tmp_path / "home"), "TANDEM_RUN_ID": "r1", "TANDEM_TRAIN_IMAGE": "i@sha256:0"}
-    yield environment, log
-    server.terminate()
-    server.wait()
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    yield Server(folder / "kubeconfig", folder / "requests.jsonl")
+    process.terminate()
+    process.wait()
 
 
 def path():
     return {"PYTHONPATH": str(ROOT)}
 
 
-def step(rows, output, **settings):
-    """The command of a step that trains on several machines."""
-    content = {"model": CONFIG, "settings": {**SETTINGS, "nodes": 2, **settings}}
-    code = (
-        "import json, logging, sys; from pathlib import Path; logging.basicConfig(level='INFO');"
-        "from components.finetune.settings import FinetuneSettings; from components.finetune.step import finetune;"
-        "from components.models.config import BackboneConfig; given = json.loads(sys.argv[1]);"
-        "finetune(Path(sys.argv[2]), Path(sys.argv[3]), 'collaborative', sys.argv[4],"
-        "BackboneConfig(**given['model']), FinetuneSettings(**given['settings']), 1, None)"
-    )
-    return [sys.executable, "-c", code, json.dumps(content), str(rows), str(output), "autoint"]
+@pytest.fixture
+def step_of(tmp_path, monkeypatch):
+    """Lets this process be a step of a run on a cluster, whose kubeconfig is named."""
+
+    def enter(kubeconfig):
+        # The client reads KUBECONFIG when it is imported.
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+        environment = {"TANDEM_HOME": str(tmp_path / "home"), "TANDEM_RUN_ID": "r1", "TANDEM_TRAIN_IMAGE": "i@sha256:0"}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    yield enter
+    Configuration.set_default(None)
+
+
+@pytest.fixture
+def cluster(server, step_of, monkeypatch):
+    """The log of a cluster of which this process is a step, and of which nothing has been asked."""
+    monkeypatch.setattr(trainjob, "LOOK", 1)
+    server.log.unlink(missing_ok=True)
+    step_of(server.kubeconfig)
+    yield server.log
+    server.log.with_suffix(".full").unlink(missing_ok=True)
+
+
+def trained(rows, output, **settings):
+    """What the step does on several machines, or on one where the settings say so."""
+    given = BackboneConfig(**CONFIG), FinetuneSettings(**{**SETTINGS, "nodes": 2, **settings}), 1, None
+    return finetune(rows, output, "collaborative", "autoint", *given)
 
 
 def requests(log):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_two_machines_train_to_the_result_of_one_process(rows, cluster, tmp_path, monkeypatch):
+def test_two_machines_train_to_the_result_of_one_process(rows, cluster, tmp_path):
     """The loss curve of one process, and bit for bit what two processes of one machine come to."""
-    environment, log = cluster
-    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
-    curves = {}
-    for name, processes in (("alone", 1), ("pair", 2)):
-        settings = FinetuneSettings(**SETTINGS, processes=processes)
-        arguments = "collaborative", "autoint", BackboneConfig(**CONFIG), settings, 1, None
-        curves[name] = finetune(rows, tmp_path / name, *arguments)["history"]
-    done = subprocess.run(step(rows, tmp_path / "out"), env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    together = json.loads((tmp_path / "out" / "curve.json").read_text())["history"]
-    losses = {name: [line["train_loss"] for line in curve] for name, curve in (*curves.items(), ("out", together))}
+    ways = {"alone": {"nodes": 1}, "pair": {"nodes": 1, "processes": 2}, "out": {"nodes": 2}}
+    curves = {name: trained(rows, tmp_path / name, **way)["history"] for name, way in ways.items()}
+    losses = {name: [line["train_loss"] for line in curve] for name, curve in curves.items()}
     assert losses["out"] == pytest.approx(losses["alone"], abs=1e-4)
     assert losses["out"] == losses["pair"]
     weights = load_model(tmp_path / "out").state_dict()
     assert all(torch.equal(weights[name], value) for name, value in load_model(tmp_path / "pair").state_dict().items())
-    (left, made, gone) = requests(log)
+    (left, made, gone) = requests(cluster)
     assert (left["method"], left["status"]) == ("DELETE", 404), "there was nothing left over"
     assert (made["method"], made["status"], gone["method"], gone["status"]) == ("POST", 201, "DELETE", 200)
     job = made["content"]
@@ -99,56 +120,52 @@ def test_two_machines_train_to_the_result_of_one_process(rows, cluster, tmp_path
     assert not list((tmp_path / "home" / "trainjobs").iterdir()), "nothing is left on the shared volume"
 
 
-def test_a_wrong_input_is_the_users_and_the_job_is_gone(rows, cluster, tmp_path):
-    environment, log = cluster
-    command = step(rows / "nothing", tmp_path / "out")
-    (rows / "nothing").mkdir(exist_ok=True)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "UserError" in done.stderr.splitlines()[-1]
-    assert "no training set" in done.stderr.splitlines()[-1]
-    assert requests(log)[-1]["method"] == "DELETE"
+def test_a_wrong_input_is_the_users_and_the_job_is_gone(cluster, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="no training set"):
+        trained(tmp_path / "nothing", tmp_path / "out")
+    assert requests(cluster)[-1]["method"] == "DELETE"
     assert not (tmp_path / "out").exists()
 
 
 def test_a_job_that_fails_says_why_and_is_gone(rows, cluster, tmp_path):
     """The file of the rows is damaged: no fault of the settings, and each try would meet it again."""
-    import shutil
-
-    damaged = tmp_path / "damaged"
-    shutil.copytree(rows, damaged)
+    damaged = shutil.copytree(rows, tmp_path / "damaged")
     (damaged / "train.parquet").write_bytes(b"PAR1 and no more")
-    environment, log = cluster
-    done = subprocess.run(step(damaged, tmp_path / "out"), env=environment, capture_output=True, text=True, check=False)
-    last = [line for line in done.stderr.splitlines() if line.startswith("RuntimeError")][-1]
-    assert "is Failed: " in last and "Arrow" in last
-    assert requests(log)[-1]["method"] == "DELETE"
+    with pytest.raises(RuntimeError, match=r"(?s)is Failed: .*Arrow"):
+        trained(damaged, tmp_path / "out")
+    assert requests(cluster)[-1]["method"] == "DELETE"
 
 
 def test_a_job_that_is_not_done_in_time_is_stopped(rows, cluster, tmp_path):
-    environment, log = cluster
-    command = step(rows, tmp_path / "out", epochs=1000, patience=1000, nodes_minutes=0.01)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "was not done in 0.01 minutes; raise nodes_minutes" in done.stderr.splitlines()[-1]
-    assert requests(log)[-1]["method"] == "DELETE"
+    """The cluster has no room for its machines, say."""
+    cluster.with_suffix(".full").touch()
+    with pytest.raises(RuntimeError, match=r"was not done in 0\.01 minutes; raise nodes_minutes"):
+        trained(rows, tmp_path / "out", nodes_minutes=0.01)
+    assert [line["method"] for line in requests(cluster)] == ["DELETE", "POST", "DELETE"]
 
 
-def test_a_step_that_is_terminated_takes_its_job_with_it(rows, cluster, tmp_path):
-    environment, log = cluster
-    command = step(rows, tmp_path / "out", epochs=1000, patience=1000)
+def test_a_step_that_is_terminated_takes_its_job_with_it(rows, cluster, server, tmp_path):
+    cluster.with_suffix(".full").touch()
+    code = (
+        "import sys; from pathlib import Path; from tests.components.training.test_trainjob import trained;"
+        "trained(*map(Path, sys.argv[1:]))"
+    )
+    environment = os.environ | path() | {"KUBECONFIG": str(server.kubeconfig)}
+    command = [sys.executable, "-c", code, str(rows), str(tmp_path / "out")]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while not (log.exists() and any(line["method"] == "POST" for line in requests(log))):
+    while not (cluster.exists() and any(line["method"] == "POST" for line in requests(cluster))):
         assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 128 + signal.SIGTERM
-    assert requests(log)[-1]["method"] == "DELETE"
+    assert requests(cluster)[-1]["method"] == "DELETE"
 
 
-def test_without_a_cluster_it_is_said(rows, tmp_path):
-    environment = os.environ | path() | {"KUBECONFIG": str(tmp_path / "none"), "TANDEM_HOME": str(tmp_path / "home")}
-    environment.pop("TANDEM_TRAIN_IMAGE", None)
-    for more, message in (({}, "TANDEM_TRAIN_IMAGE"), ({"TANDEM_TRAIN_IMAGE": "i"}, "needs a Kubernetes cluster")):
-        command = step(rows, tmp_path / "out")
-        done = subprocess.run(command, env=environment | more, capture_output=True, text=True, check=False)
-        assert "UserError" in done.stderr.splitlines()[-1]
-        assert message in done.stderr.splitlines()[-1]
+def test_without_a_cluster_it_is_said(rows, step_of, tmp_path, monkeypatch):
+    step_of(tmp_path / "none")
+    with pytest.raises(UserError, match="needs a Kubernetes cluster"):
+        trained(rows, tmp_path / "out")
+    monkeypatch.delenv("TANDEM_TRAIN_IMAGE")
+    with pytest.raises(UserError, match="TANDEM_TRAIN_IMAGE"):
+        trained(rows, tmp_path / "out")

@@ -78,18 +78,23 @@ def everything(group: Group) -> dict[str, torch.Tensor]:
     return {**regression(group), **contrast(group, 1), **contrast(group, 3)}
 
 
-def write_everything(output: Path, shared: bool) -> None:
-    """Write it, from every process under its own name.
+def write_all(output: Path, shared: bool) -> None:
+    """Write it, from every process under its own name: through gloo, and through shared memory with messages besides.
 
     Raises:
         RuntimeError: the processes were to share memory, and do not.
     """
     group = Group.join()
-    if shared and group.shared is None:
-        raise RuntimeError("the processes share no memory")
-    group = group if shared else replace(group, shared=None)
-    found = everything(group)
-    save_file({name: value.contiguous().clone() for name, value in found.items()}, f"{output}.{group.rank}")
+    _write(everything(replace(group, shared=None)), output / f"gloo.{group.rank}")
+    if shared:
+        if group.shared is None:
+            raise RuntimeError("the processes share no memory")
+        _write(everything(group), output / f"shared.{group.rank}")
+        _write(messages(group), output / f"messages.{group.rank}")
+
+
+def _write(found: dict[str, torch.Tensor], path: Path) -> None:
+    save_file({name: value.contiguous().clone() for name, value in found.items()}, path)
 
 
 #: One number, a few, more than a process adds up alone, and more than one piece, the last of them odd.
@@ -102,9 +107,9 @@ def message(rank: int, length: int, kind: torch.dtype) -> torch.Tensor:
     return torch.randint(-1000, 1000, (length,), generator=random).to(kind)
 
 
-def write_messages(output: Path) -> None:
-    """Sums and gathers of all lengths and types, of whole tensors and of columns, from every process."""
-    group, found = Group.join(), {}
+def messages(group: Group) -> dict[str, torch.Tensor]:
+    """Sums and gathers of all lengths and types, of whole tensors and of columns."""
+    found = {}
     for length in LENGTHS:
         for kind in (torch.float32, torch.float64, torch.int64):
             mine = message(group.rank, length, kind)
@@ -114,7 +119,7 @@ def write_messages(output: Path) -> None:
     # In place, in a tensor whose numbers do not lie side by side.
     table = torch.stack([message(group.rank, 13, torch.float32)] * 3, dim=1)
     group.sum(table[:, 1])
-    save_file({**found, "table": table}, f"{output}.{group.rank}")
+    return {**found, "table": table}
 
 
 def refuse(field: str) -> None:

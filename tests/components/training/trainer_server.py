@@ -2,8 +2,8 @@
 
 `python -m tests.components.training.trainer_server LOG` prints its port. A TrainJob is read with the models that come
 with the CRD: what they do not have is a 400. Its machines are processes of this one: the runtime's container with the
-TrainJob's command, environment and what Trainer's torch plugin adds (PET_NNODES, PET_NODE_RANK, ...). Each request that
-changes something is a line of LOG.
+TrainJob's command, environment and what Trainer's torch plugin adds (PET_NNODES, PET_NODE_RANK, ...). While there is a
+file LOG.full the cluster has no room: machines wait. Each request that changes something is a line of LOG.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def strictly(model, content):
 class Job:
     """One TrainJob and its machines."""
 
-    def __init__(self, content, folder):
+    def __init__(self, content, folder, room):
         strictly(models.TrainerV1alpha1TrainJob, content)
         name, spec = content["metadata"]["name"], content["spec"]
         if not NAME.match(name):
@@ -64,7 +64,7 @@ class Job:
                 raise Refused(422, "the runtime has no such job")
         self.content, self.name, self.port = content, name, free_port()
         self.content["metadata"] |= {"namespace": "default", "creationTimestamp": datetime.now(UTC).isoformat()}
-        self.nodes = [self.start(rank, folder) for rank in range(spec["trainer"]["numNodes"])]
+        self.nodes = [self.start(rank, folder) if room else None for rank in range(spec["trainer"]["numNodes"])]
 
     def start(self, rank, folder):
         """A machine's process, in an environment that holds nothing but what its pod would."""
@@ -81,7 +81,7 @@ class Job:
             )
 
     def shown(self):
-        codes = [node.poll() for node in self.nodes]
+        codes = [node and node.poll() for node in self.nodes]
         done = None if None in codes else "Complete" if not any(codes) else "Failed"
         conditions = [{"type": done, "status": "True", "reason": "x", "message": "x",
                        "lastTransitionTime": datetime.now(UTC).isoformat()}] if done else []  # fmt: skip
@@ -90,7 +90,7 @@ class Job:
     def pods(self):
         (job,) = RUNTIME["spec"]["template"]["spec"]["replicatedJobs"]
         for rank, node in enumerate(self.nodes):
-            phase = {None: "Running", 0: "Succeeded"}.get(node.poll(), "Failed")
+            phase = {None: "Running", 0: "Succeeded"}.get(node.poll(), "Failed") if node else "Pending"
             labels = {"jobset.sigs.k8s.io/jobset-name": self.name, "jobset.sigs.k8s.io/replicatedjob-name": "node"}
             labels["batch.kubernetes.io/job-completion-index"] = str(rank)
             metadata = {"name": f"{self.name}-node-0-{rank}", "namespace": "default", "labels": labels,
@@ -103,7 +103,7 @@ class Job:
 
     def stop(self):
         for node in self.nodes:
-            if node.poll() is None:
+            if node and node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
                 node.wait()
 
@@ -154,7 +154,8 @@ class Handler(BaseHTTPRequestHandler):
         if method == "POST":
             if content["metadata"]["name"] in jobs:
                 raise Refused(409, "already exists")
-            job = Job(content, self.server.log.parent)
+            log = self.server.log
+            job = Job(content, log.parent, room=not log.with_suffix(".full").exists())
             jobs[job.name] = job
             return job.shown()
         if method == "DELETE":
