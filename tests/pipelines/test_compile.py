@@ -39,25 +39,25 @@ OUTPUTS = "outputDefinitions"
 ON_GPU = {"encode", "align", "pretrain", "reconstruct", "finetune", "finetune-2"}
 
 
-def compiled(name: str, folder: Path) -> str:
-    path = folder / f"{name}.yaml"
+@pytest.fixture(scope="module", params=PIPELINES)
+def name(request):
+    """One pipeline: of training with a method, or of materialising."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def documents(name, tmp_path_factory):
+    """The pipeline spec and the platform spec of it."""
+    path = tmp_path_factory.mktemp("ir") / f"{name}.yaml"
     settings = parse_settings({"method": name} if name in METHODS else {}, [])
     made = training_pipeline(settings) if name in METHODS else materialize_pipeline("sample", settings.checks)
     compiler.Compiler().compile(made, str(path))
-    return path.read_text()
+    return tuple(yaml.load_all(path.read_text(), yaml.CSafeLoader))
 
 
-@pytest.fixture(scope="module", params=PIPELINES)
-def documents(request, tmp_path_factory):
-    """The pipeline spec and the platform spec of one pipeline: of training with a method, or of materialising."""
-    return tuple(yaml.safe_load_all(compiled(request.param, tmp_path_factory.mktemp("ir"))))
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_the_compiled_pipeline_is_the_golden_one(name, tmp_path):
+def test_the_compiled_pipeline_is_the_golden_one(name, documents):
     # As data: the compiler's comments name settings in whatever order, and its own version is no change of ours.
-    content = list(yaml.safe_load_all(compiled(name, tmp_path)))
-    del content[0]["sdkVersion"]
+    content = [{key: part for key, part in document.items() if key != "sdkVersion"} for document in documents]
     found = yaml.safe_dump_all(content, width=120)
     golden = GOLDEN / f"{name}.yaml"
     if os.environ.get("TANDEM_WRITE_GOLDEN"):
