@@ -19,8 +19,8 @@ from components.training.tokens import PromptTokens
 
 #: Tokens of a batch: on a CPU as many as stay in the cache, on a GPU as many as fill it.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
-#: In the place of a mask: all tokens' states, none of them hidden.
-WHOLE = b"whole"
+#: In the place of a mask: all tokens' states, none of them hidden; or the one vector made of them.
+WHOLE, POOLED = b"whole", b"pooled"
 
 
 class Reader(Protocol):
@@ -31,7 +31,14 @@ class Reader(Protocol):
     settings: TuningSettings
 
     def states(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """States [m, T, dim] of the texts of these numbers [m], each given once, and where tokens are [m, T]."""
+        """States [m, T, dim] of the texts of these numbers [m], each given once, and where tokens are [m, T].
+
+        Of padding they are zeros.
+        """
+        ...
+
+    def vectors(self, numbers: Tensor) -> Tensor:
+        """One vector [m, dim] of each text of these numbers [m], each given once."""
         ...
 
     def hidden_states(self, numbers: Tensor, hidden: Tensor) -> Tensor:
@@ -93,18 +100,22 @@ class FrozenReader:
 
     def states(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """As in Reader, without gradients."""
-        found = self._found(numbers, None)
+        found = self._found(numbers, None, WHOLE)
         there = self.tokens.padded(numbers).there
         return pad_sequence(found, batch_first=True), there.to(self.device)
+
+    def vectors(self, numbers: Tensor) -> Tensor:
+        """As in Reader, without gradients."""
+        return torch.stack(self._found(numbers, None, POOLED))
 
     def hidden_states(self, numbers: Tensor, hidden: Tensor) -> Tensor:
         """As in Reader, without gradients."""
         found = self._found(numbers, hidden)
         return torch.cat(found) if found else torch.empty(0, self.dim, device=self.device)
 
-    def _found(self, numbers: Tensor, hidden: Tensor | None) -> list[Tensor]:
-        """States of each text's tokens, or of its hidden ones, kept or made now."""
-        marks = [WHOLE] * len(numbers) if hidden is None else [row.tobytes().rstrip(b"\0") for row in hidden.numpy()]
+    def _found(self, numbers: Tensor, hidden: Tensor | None, mark: bytes = b"") -> list[Tensor]:
+        """States of each text's hidden tokens; if none are given those of all, or the vector of them; kept or made."""
+        marks = [mark] * len(numbers) if hidden is None else [row.tobytes().rstrip(b"\0") for row in hidden.numpy()]
         keys = list(zip(numbers.tolist(), marks, strict=True))
         fresh: dict[tuple[int, bytes], int] = {}
         for row, key in enumerate(keys):
@@ -123,8 +134,11 @@ class FrozenReader:
         drawn = None if hidden is None else hidden[rows]
         for places, states, lengths in forward(self.model, self.tokens, numbers[rows], drawn, self.device):
             for place, of, length in zip(places.tolist(), states, lengths.tolist(), strict=True):
-                whole = of[:length]
-                seen = whole if drawn is None else whole[drawn[place, :length].to(self.device)]
+                seen = of[:length]
+                if drawn is not None:
+                    seen = seen[drawn[place, :length].to(self.device)]
+                elif keys[place][1] == POOLED:
+                    seen = pool(seen.unsqueeze(0), None, self.settings.plm.pooling).squeeze(0)
                 self._keep(keys[place], seen.clone(), made)
         return made
 
@@ -153,7 +167,13 @@ class LiveReader(nn.Module):
 
     def states(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """As in Reader."""
-        return self._read(numbers, None), self.tokens.padded(numbers).there.to(self.device)
+        there = self.tokens.padded(numbers).there.to(self.device)
+        return self._read(numbers, None).masked_fill(~there.unsqueeze(-1), 0.0), there
+
+    def vectors(self, numbers: Tensor) -> Tensor:
+        """As in Reader."""
+        states, there = self.states(numbers)
+        return pool(states, there.long(), self.settings.plm.pooling)
 
     def hidden_states(self, numbers: Tensor, hidden: Tensor) -> Tensor:
         """As in Reader; a text that is masked alike several times is read once."""
@@ -233,11 +253,18 @@ class TextStates:
 
     def vectors(self) -> Tensor:
         """One vector a row [n, dim]."""
-        return pool(self.states, self.there, self.pooling)[self.places]
+        return pool(self.states, self.there.long(), self.pooling)[self.places]
 
     def by_row(self) -> tuple[Tensor, Tensor]:
         """States and where tokens are of each row's text, [n, T, dim] and [n, T]."""
         return self.states[self.places], self.there[self.places]
+
+
+def row_vectors(reader: Reader, numbers: Tensor) -> Tensor:
+    """One vector [n, dim] of each row's text, each text read once; the texts are those of these numbers [n]."""
+    different, places = torch.unique(numbers, return_inverse=True)
+    found = reader.vectors(different)
+    return found[places.to(found.device)]
 
 
 def word_rows(model: Any) -> Tensor:

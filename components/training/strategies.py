@@ -20,7 +20,7 @@ from components.run import read_json
 from components.training.checkpoints import load_model
 from components.training.group import Group
 from components.training.learner import Learner
-from components.training.reader import FrozenReader, LiveReader, TextStates, open_reader
+from components.training.reader import FrozenReader, LiveReader, open_reader, row_vectors
 from components.training.settings import LoopSettings
 from components.training.tokens import TokenRows
 
@@ -65,7 +65,7 @@ class TextLearner(Learner):
     def scores(self, ids: Tensor, part: str, rows: Tensor) -> dict[str, Tensor]:
         """Logits [n] of ids [n, W] that lie at `rows` of a part: under the strategy's name, and those of its halves."""
         columns = self.rows_of.numbers(part, rows).unbind(1)
-        read = [TextStates.of(self.reader, column).vectors() for column in columns]
+        read = [row_vectors(self.reader, column) for column in columns]
         text: Tensor = self.output(torch.cat(read, 1)).squeeze(-1)
         if self.fusion is None:
             return {PLM: text}

@@ -10,7 +10,7 @@ from components.dataset.errors import UserError
 from components.models.plm import PlmSpec, load_plm, own_decoder
 from components.models.tuning import TuningSettings, learnt, load_learnt, save_learnt
 from components.training import reader as module
-from components.training.reader import FrozenReader, LiveReader, TextStates, open_reader
+from components.training.reader import FrozenReader, LiveReader, TextStates, open_reader, row_vectors
 from components.training.tokens import PromptTokens
 from tests.components.encode.tiny import prompts, save_bert, save_llama
 
@@ -62,6 +62,7 @@ def test_states_are_those_of_transformers(plm, monkeypatch):
             expected = model(input_ids=own.ids).last_hidden_state[0]
             torch.testing.assert_close(states[row, : len(expected)], expected, atol=1e-5, rtol=1e-4)
             assert int(there[row].sum()) == len(expected)
+        assert not states[~there].any() and not there.all(), "padding is zeros"
         expected = []
         for row in range(len(NUMBERS)):
             length = int(padded.lengths[row])
@@ -100,6 +101,23 @@ def test_rows_share_the_states_of_their_texts(plm):
     assert len(found.states) == 4 and states.shape[:2] == there.shape and len(states) == len(vectors) == 5
     torch.testing.assert_close(vectors[0], states[0][there[0]].mean(0), atol=1e-5, rtol=1e-4)
     assert torch.equal(vectors[0], vectors[3])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_rows_vector_is_pooled_from_its_texts_states(plm, pooling, monkeypatch):
+    """Of a frozen PLM the vector alone is kept."""
+    _, frozen, live = readers(plm.model_copy(update={"pooling": pooling}))
+    kinds = {"mean": lambda own: own.mean(0), "cls": lambda own: own[0], "last": lambda own: own[-1]}
+    for reader in (frozen, live):
+        states, there = TextStates.of(reader, NUMBERS).by_row()
+        expected = torch.stack([kinds[pooling](own[mark]) for own, mark in zip(states, there, strict=True)])
+        for found in (row_vectors(reader, NUMBERS), TextStates.of(reader, NUMBERS).vectors()):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    room = frozen.room
+    row_vectors(frozen, torch.tensor([5, 5]))
+    assert room - frozen.room == 4 * frozen.dim
+    monkeypatch.setattr(module, "forward", lambda _model, _tokens, numbers, *_: iter(numbers.tolist()))
+    assert len(row_vectors(frozen, torch.tensor([5, 3]))) == 2, "nothing is read again"
 
 
 def test_gradients_reach_the_plm_even_where_nothing_is_hidden(plm):
