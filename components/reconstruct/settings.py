@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,7 +28,9 @@ class ReconstructSettings(StageSettings, TuningSettings):
     )
     noise: int = Field(default=25, ge=1, le=4096, description="Noise ids beside each true id of a hidden field.")
     field_width: int = Field(default=32, ge=1, le=1024, description="Width of a hidden field's state.")
-    mask_padding: bool = Field(default=True, description="false: padding is attended to, as in the released code.")
+    mask_padding: bool = Field(
+        default=True, description="false: padding is attended to, as in the released code; here as states of zeros."
+    )
     scale_scores: bool = Field(default=True, description="false: attention is unscaled, as in the released code.")
     temperature: float = Field(default=0.7, gt=0, le=100, description="Temperature of the contrast.")
     projection: int = Field(default=128, ge=1, le=4096, description="Width to which both sides are projected.")
@@ -48,6 +50,14 @@ class ReconstructSettings(StageSettings, TuningSettings):
         default=1024, ge=0, description="frozen: memory for states of texts that need not be made again."
     )
     health_rows: int = Field(default=2048, ge=8, le=8192, description="Validation rows of the health report.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_first_token(cls, content: Any) -> Any:
+        """A PLM that is named or cut without a word about pooling keeps FLIP's, the first token."""
+        if not isinstance(content, dict) or not isinstance(content.get("plm"), dict):
+            return content
+        return {**content, "plm": {"pooling": "cls", **content["plm"]}}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

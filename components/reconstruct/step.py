@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.dataset.layout import PADDING
+from components.dataset.layout import PADDING, InputLayout
 from components.dataset.prompts import PromptSet
 from components.dataset.training_set import SplitArrays, TrainingSet
 from components.models.base import BackboneConfig, CollaborativeModel
@@ -76,7 +76,7 @@ class Reconstruction(Stage):
         arrays = {part: data.arrays(part) for part in PARTS}
         self.ids = {part: torch.from_numpy(of.ids).to(device) for part, of in arrays.items()}
         self.keys = {part: _keys(of).to(device) for part, of in arrays.items()}
-        counts = _counts(arrays["train"], data.layout.vocabulary_size)
+        counts = _counts(arrays["train"], data.layout)
         self.heads = Heads(model, reader, texts.tokens.said(), len(texts.columns), counts, settings).to(device)
         self.table_mask = TableMask(data.layout)
         self.tasks = {task: getattr(settings, f"{task}_weight") for task in TASKS}
@@ -203,9 +203,13 @@ def _keys(rows: SplitArrays) -> Tensor:
     return torch.from_numpy(np.stack([rows.user_codes, rows.item_codes], 1))
 
 
-def _counts(train: SplitArrays, size: int) -> Tensor:
-    """How often each id stands in the train part [V]; padding is no id."""
-    counts = torch.from_numpy(np.bincount(train.ids.ravel(), minlength=size))
+def _counts(train: SplitArrays, layout: InputLayout) -> Tensor:
+    """How often each id stands in the fields of the train part [V]; padding is no id.
+
+    A history has many more ids than the fields, and none of them is ever hidden: as noise they would teach nothing.
+    """
+    told = train.ids[:, : layout.without_history().width]
+    counts = torch.from_numpy(np.bincount(told.ravel(), minlength=layout.vocabulary_size))
     counts[PADDING] = 0
     return counts
 

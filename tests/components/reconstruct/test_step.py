@@ -3,13 +3,16 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from components.dataset.errors import UserError
+from components.dataset.layout import PADDING
 from components.dataset.training_set import TrainingSet
+from components.evaluate.scoring import text_scores
 from components.finetune.settings import FinetuneSettings
 from components.finetune.step import finetune
 from components.models.registry import BACKBONES, build_backbone
@@ -19,6 +22,8 @@ from components.run import write_json
 from components.training import progress
 from components.training.checkpoints import load_model, save_model
 from components.training.launch import train_together
+from components.training.reader import open_reader
+from components.training.tokens import TokenRows
 from tests.components.reconstruct.making import MODEL, inputs_of, settings_of
 from tests.components.reconstruct.together import one_step, write_step
 
@@ -92,12 +97,55 @@ def test_switching_every_task_off_is_refused():
         ReconstructSettings(icl_weight=0, mlm_weight=0, mtm_weight=0)
 
 
-# One reads likes and dislikes apart, which this log does not tell.
-@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"autoint_history"}))
-def test_every_backbone_can_be_pre_trained(inputs, tmp_path, backbone):
-    health = told(inputs, tmp_path / "out", backbone, rows=128)
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A log whose histories keep likes and dislikes apart."""
+    return inputs_of(tmp_path_factory.mktemp("labelled"), history={"length": 3, "events": "per_label"})
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_every_backbone_can_be_pre_trained(inputs, labelled, tmp_path, backbone):
+    given = labelled if backbone == "autoint_history" else inputs
+    health = told(given, tmp_path / "out", backbone, rows=128)
     assert all(health["after"][task] > 0 for task in ("icl", "mlm", "mtm"))
     assert type(load_model(tmp_path / "out")) is BACKBONES[backbone]
+
+
+@pytest.mark.parametrize("strategy", ["plm", "both"])
+def test_clicks_are_told_by_the_plm_beside_a_backbone_with_a_history(labelled, tmp_path, strategy):
+    training_set, prompts, _ = labelled
+    told(labelled, tmp_path / "made", "autoint_history", rows=128)
+    settings = FinetuneSettings(epochs=1, batch_size=256, threads=1)
+    start = "autoint_history", MODEL, settings, 1, tmp_path / "made", prompts
+    finetune(training_set, tmp_path / "arm", strategy, *start, strategy=strategy)
+    scores = text_scores(strategy, tmp_path / "arm", prompts, TrainingSet.open(training_set), "test")
+    assert len(np.unique(scores)) > 1
+
+
+def test_noise_is_drawn_from_the_fields_alone(labelled, tmp_path):
+    """By frequency in the train part; what stands in a history is never hidden, and is no noise."""
+    training_set, prompts, plm = labelled
+    data = TrainingSet.open(training_set)
+    assert data.layout.history
+    settings = settings_of(plm)
+    texts = TokenRows.read(prompts, plm, {"train": None, "valid": None})
+    network = build_backbone("autoint_history", data.layout, MODEL)
+    reader = open_reader(texts.tokens, settings, torch.device("cpu"), 0)
+    noise = Reconstruction(network, reader, texts, data, torch.arange(60), settings, 1).heads.noise
+    counts = np.zeros(data.layout.vocabulary_size)
+    for row in data.arrays("train").ids:
+        for slots in data.layout.fields:
+            for id_ in row[slots.start : slots.stop]:
+                counts[id_] += id_ != PADDING
+    drawn = torch.diff(noise.cumulated, prepend=torch.zeros(1))
+    np.testing.assert_allclose(drawn.numpy(), counts / counts.sum(), atol=1e-12)
+    only_seen = [slots.offset for slots in data.layout.history if slots.name == "history_label"]
+    assert only_seen and not drawn[only_seen[0] :].any()
+
+
+def test_a_plm_that_is_named_keeps_the_first_token():
+    assert ReconstructSettings().plm.pooling == ReconstructSettings(plm={"layers": 2}).plm.pooling == "cls"
+    assert ReconstructSettings(plm={"layers": 2, "pooling": "mean"}).plm.pooling == "mean"
 
 
 @pytest.mark.parametrize("mode", ["last_layer", "lora", "full"])
