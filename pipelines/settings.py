@@ -122,6 +122,10 @@ class RunSettings(BaseModel):
             raise ValueError("strategies names one twice; write some of [id, plm, both]")
         if self.method != FLIP and self.strategies != (ID,):
             raise ValueError("strategies other than id need a PLM pre-trained by FLIP; write --method flip")
+        if self.strategies != (ID,) and (self.finetune.hidden_users or self.finetune.hidden_items):
+            raise ValueError(
+                "strategies plm and both know no hidden ids; leave finetune.hidden_users and finetune.hidden_items at 0"
+            )
         return self
 
     def parameters(self) -> dict[str, Any]:

@@ -305,6 +305,42 @@ def test_what_several_machines_train_asks_for_no_gpu_of_its_own(tmp_path):
     assert finetune["resources"]["accelerator"]["resourceType"] == GPU
 
 
+def with_strategies(**more: Any) -> dict[str, Any]:
+    return {"method": "flip", "strategies": ["id", "plm", "both"], **more}
+
+
+def test_arms_that_score_with_the_plm_are_evaluated_and_not_registered(tmp_path):
+    compiler.Compiler().compile(training_pipeline(parse_settings(with_strategies(), [])), str(tmp_path / "out.yaml"))
+    spec = next(yaml.safe_load_all((tmp_path / "out.yaml").read_text()))
+    assert faults(spec) == []
+    tasks = spec["root"]["dag"]["tasks"]
+    trained = {task["taskInfo"]["name"]: name for name, task in tasks.items() if "finetune" in name}
+    assert set(trained) == {f"finetune-{arm}" for arm in ("collaborative", "flip", "flip_plm", "flip_both")}
+
+    def read(name: str) -> set[str]:
+        artifacts = tasks[name]["inputs"]["artifacts"].values()
+        return {one["taskOutputArtifact"]["producerTask"] for one in artifacts if "taskOutputArtifact" in one}
+
+    reported = {trained[f"finetune-flip_{strategy}"] for strategy in ("plm", "both")}
+    assert set(trained.values()) <= read("evaluate")
+    assert read("register") & set(trained.values()) == set(trained.values()) - reported
+    for strategy in ("plm", "both"):
+        arm = tasks[trained[f"finetune-flip_{strategy}"]]
+        assert arm["inputs"]["parameters"]["strategy"]["runtimeValue"]["constant"] == strategy
+        assert {"reconstruct", "prompt-transform"} <= read(trained[f"finetune-flip_{strategy}"])
+
+
+def test_strategies_that_cannot_be_are_refused_before_anything_runs():
+    with pytest.raises(UserError, match=r"never served.*leave id among them"):
+        training_pipeline(parse_settings({"method": "flip", "strategies": ["plm", "both"]}, []))
+    with pytest.raises(UserError, match="write --method flip"):
+        parse_settings(with_strategies(method="ctrl"), [])
+    with pytest.raises(UserError, match="names one twice"):
+        parse_settings(with_strategies(strategies=["id", "plm", "plm"]), [])
+    with pytest.raises(UserError, match=r"no hidden ids; leave finetune\.hidden_users"):
+        parse_settings(with_strategies(), ["finetune.hidden_items=0.2"])
+
+
 def test_kubeflow_takes_no_task_from_its_cache(documents):
     for graph in graphs(documents[0]).values():
         for name, task in graph["tasks"].items():
