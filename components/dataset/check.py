@@ -17,7 +17,18 @@ from components.dataset.errors import UserError
 from components.dataset.files import columns_of
 from components.dataset.signs import warnings
 from components.dataset.sources import Tables, validated_tables
-from components.dataset.spec import LENIENT, DatasetSpec, Source, anchored, explain, place_of, read_mapping
+from components.dataset.spec import (
+    EVENT_TIMESTAMP,
+    IMPRESSION_ID,
+    LENIENT,
+    USER_KEY,
+    DatasetSpec,
+    Source,
+    anchored,
+    explain,
+    place_of,
+    read_mapping,
+)
 from components.dataset.splits import split_table
 
 Place = tuple[int | str, ...]
@@ -84,7 +95,10 @@ def check(ref: str) -> Checked:
 
 def _of_split(spec: DatasetSpec, tables: Tables, where: str) -> list[Finding]:
     try:
-        split_table(tables.impressions, spec)
+        deciding = [
+            name for name in (IMPRESSION_ID, USER_KEY, EVENT_TIMESTAMP) if name in tables.impressions.column_names
+        ]
+        split_table(tables.impressions.select(deciding), spec)
     except UserError as error:
         return [Finding("error", where, str(error))]
     return []

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from components.dataset.columns import MOMENT
-from components.dataset.sources import Tables
 from components.dataset.spec import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -31,50 +34,68 @@ KEPT = frozenset({IMPRESSION_ID, USER_KEY, ITEM_KEY, EVENT_TIMESTAMP, CREATED_TI
 #: New rows happen within so many microseconds from the moment on.
 DAY = 86_400_000_000
 
+IMPRESSIONS = "impressions"
+#: Impressions that are changed at a time.
+ROWS = 1_000_000
+
 Mask = npt.NDArray[np.bool_]
 Random = np.random.Generator
 Counts = dict[str, int]
+Change = Callable[[pa.Table], tuple[pa.Table, Counts]]
+ChangeOfKeyed = Callable[[pa.Table, str], tuple[pa.Table, Counts]]
 
 
-@dataclass(frozen=True)
-class Perturbed:
-    """The tables with another future, and by table how many rows were changed, deleted and added."""
-
-    tables: Tables
-    counts: dict[str, Counts]
-
-
-def perturbed(tables: Tables, at: datetime, seed: int = 0) -> Perturbed:
-    """Change, delete and add rows from `at` on, and leave the rest alone.
+def another_future(validated: Path, target: Path, at: datetime, seed: int = 0) -> dict[str, Counts]:
+    """Write validated tables of which rows from `at` on are changed, deleted and added, and the rest is left alone.
 
     Of the impressions the labels are flipped, the items shuffled among the rows and the context changed; of users and
     items every field is changed. Rows are added at `at` itself and later, for the same users and items; where a table
     says when a row became known, also rows dated before `at` that become known later. A table without time
-    stamps holds from the beginning: it only gets new keys.
+    stamps holds from the beginning: it only gets new keys. Impressions pass through memory some at a time.
+
+    Returns:
+        By table how many rows were changed, deleted and added.
     """
+    known = pq.read_table(validated / f"{IMPRESSIONS}.parquet", columns=[IMPRESSION_ID, EVENT_TIMESTAMP])
     draw = np.random.default_rng(seed)
-    times = _Times(_micros(pc.min(tables.impressions[EVENT_TIMESTAMP])), _micros(pa.scalar(at, MOMENT)), draw)
-    impressions, counts = _impressions(tables.impressions, at, times)
-    made: dict[str, Counts] = {"impressions": counts}
-    entities: dict[str, pa.Table | None] = {"users": None, "items": None}
+    times = _Times(_micros(pc.min(known[EVENT_TIMESTAMP])), _micros(pa.scalar(at, MOMENT)), draw)
+    first = pc.max(known[IMPRESSION_ID]).as_py() + 1
+    del known
+
+    def impressions(table: pa.Table) -> tuple[pa.Table, Counts]:
+        nonlocal first
+        table, counts = _impressions(table, at, times, first)
+        first += counts["added"]
+        return table, counts
+
+    return _written(validated, target, impressions, lambda table, key: _entities(table, key, at, times))
+
+
+def no_future(validated: Path, target: Path, at: datetime) -> dict[str, Counts]:
+    """Write validated tables without any row from `at` on, as if all that is known ended there; as `another_future`."""
+
+    def cut(table: pa.Table) -> tuple[pa.Table, Counts]:
+        late = after(table, at)
+        return table.filter(pa.array(~late)), {"changed": 0, "deleted": int(late.sum()), "added": 0}
+
+    return _written(validated, target, cut, lambda table, _: cut(table))
+
+
+def _written(validated: Path, target: Path, impressions: Change, entities: ChangeOfKeyed) -> dict[str, Counts]:
+    """Write the impressions, changed some at a time, and the users and items, if there are any, changed as a whole."""
+    target.mkdir(parents=True)
+    file, counts = pq.ParquetFile(validated / f"{IMPRESSIONS}.parquet"), Counter[str]()
+    with pq.ParquetWriter(target / f"{IMPRESSIONS}.parquet", file.schema_arrow) as writer:
+        for batch in file.iter_batches(ROWS):
+            table, made = impressions(pa.Table.from_batches([batch]))
+            writer.write_table(table)
+            counts.update(made)
+    found = {IMPRESSIONS: dict(counts)}
     for name, key in (("users", USER_KEY), ("items", ITEM_KEY)):
-        table = getattr(tables, name)
-        if table is not None:
-            entities[name], made[name] = _entities(table, key, at, times)
-    return Perturbed(replace(tables, impressions=impressions, users=entities["users"], items=entities["items"]), made)
-
-
-def cut(tables: Tables, at: datetime) -> Perturbed:
-    """Delete every row from `at` on, as if all that is known ended there."""
-    made: dict[str, Counts] = {}
-    kept: dict[str, Any] = {}
-    for name in ("impressions", "users", "items"):
-        table = getattr(tables, name)
-        if table is not None:
-            late = after(table, at)
-            kept[name] = table.filter(pa.array(~late))
-            made[name] = {"changed": 0, "deleted": int(late.sum()), "added": 0}
-    return Perturbed(replace(tables, **kept), made)
+        if (validated / f"{name}.parquet").is_file():
+            table, found[name] = entities(pq.read_table(validated / f"{name}.parquet"), key)
+            pq.write_table(table, target / f"{name}.parquet")
+    return found
 
 
 def after(table: pa.Table, at: datetime) -> Mask:
@@ -110,7 +131,7 @@ def _micros(moment: Any) -> int:
     return int(moment.cast(pa.int64()).as_py())
 
 
-def _impressions(table: pa.Table, at: datetime, times: _Times) -> tuple[pa.Table, Counts]:
+def _impressions(table: pa.Table, at: datetime, times: _Times, first: int) -> tuple[pa.Table, Counts]:
     late, draw = after(table, at), times.draw
     past, future = table.filter(pa.array(~late)), table.filter(pa.array(late))
     kept = future.filter(pa.array(draw.random(future.num_rows) >= DELETED))
@@ -118,12 +139,11 @@ def _impressions(table: pa.Table, at: datetime, times: _Times) -> tuple[pa.Table
     changed = _with(changed, ITEM_KEY, changed[ITEM_KEY].take(draw.permutation(changed.num_rows)))
     count = _added(future.num_rows)
     new = _changed(table.take(draw.integers(0, table.num_rows, count)))
-    first = pc.max(table[IMPRESSION_ID]).as_py() + 1
     new = _with(new, IMPRESSION_ID, pa.array(np.arange(first, first + count), pa.int64()))
     new = _with(new, LABEL, pa.array(np.ones(count), pa.int8()))
     added = times.date(new)
     counts = {"changed": changed.num_rows, "deleted": future.num_rows - kept.num_rows, "added": count}
-    return pa.concat_tables([past, changed, added]).sort_by(IMPRESSION_ID), counts
+    return pa.concat_tables([past, changed, added]), counts
 
 
 def _entities(table: pa.Table, key: str, at: datetime, times: _Times) -> tuple[pa.Table, Counts]:

@@ -118,12 +118,12 @@ def validated_tables(spec: DatasetSpec) -> Tables:
         UserError: with a line for each thing that is wrong, naming file, column, row and value.
     """
     problems = _Problems()
-    columns = {name: _read(source, plans, problems) for name, (source, plans) in _all_plans(spec).items()}
-    tables = {name: pa.table(found) for name, found in columns.items() if found}
+    tables = {name: pa.table(_read(source, plans, problems)) for name, (source, plans) in _all_plans(spec).items()}
+    tables = {name: table for name, table in tables.items() if table.num_columns}
     for side in KEYS:
         tables |= _entity_table(spec, side, tables, problems)
     rows = tables["impressions"].num_rows if "impressions" in tables else 0
-    if names.LABEL in columns["impressions"]:
+    if "impressions" in tables and names.LABEL in tables["impressions"].column_names:
         tables["impressions"] = _labelled(spec, tables["impressions"], problems)
     shares = {side: _unknown(spec, side, tables, problems) for side in KEYS}
     problems.stop()
@@ -285,7 +285,8 @@ def _labelled(spec: DatasetSpec, impressions: pa.Table, problems: _Problems) -> 
     place = impressions.column_names.index(names.LABEL)
     number = pa.array(np.arange(impressions.num_rows, dtype=np.int64))
     impressions = impressions.set_column(place, names.LABEL, label).add_column(0, names.IMPRESSION_ID, number)
-    return impressions.filter(pc.is_valid(label))
+    # A log of which everything is kept need not be there twice.
+    return impressions.filter(pc.is_valid(label)) if label.null_count else impressions
 
 
 def _counts(impressions: pa.Table) -> dict[str, Any]:

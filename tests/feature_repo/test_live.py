@@ -93,8 +93,9 @@ def read(opened, spec, users):
 @pytest.mark.parametrize("delay", [None, 8])
 def test_pushed_counts_equal_the_offline_join_bit_for_bit(room, tmp_path, monkeypatch, delay):
     """What is online after a push against what an impression at that moment would get of the whole log."""
+    from components.retrieve.step import joined
     from feature_repo import store
-    from pipelines.certify import as_retrieved
+    from feature_repo.definitions import build
 
     sources = logs.make_spec().sources.model_dump()
     sources["impressions"] |= {} if delay is None else {"created": "c"}
@@ -129,7 +130,11 @@ def test_pushed_counts_equal_the_offline_join_bit_for_bit(room, tmp_path, monkey
     ]
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "offline"))
     folder = logs.write(tmp_path / "whole", spec, pa.Table.from_pylist(whole, schema=log.schema), users, items)
-    table = as_retrieved(spec, folder).slice(len(whole) - len(probes)).to_pylist()
+    table = (
+        joined(spec, build(spec, store.publish(spec, folder)), folder / "impressions.parquet")
+        .slice(len(whole) - len(probes))
+        .to_pylist()
+    )
     names = [field.name for field in spec.activity_fields("user")]
     offline = {row["user_id"]: [repr(row[name]) for name in names] for row in table}
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "live"))
