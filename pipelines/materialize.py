@@ -14,6 +14,7 @@ class Result(NamedTuple):
     """The outputs of the materialise pipeline."""
 
     report: dsl.Artifact
+    age: dsl.Metrics
     data_docs: dsl.HTML
 
 
@@ -27,6 +28,7 @@ def materialize_pipeline(dataset: str, checks: ValidateSettings) -> BaseComponen
         validated = on_cpu(steps.validate(dataset=dataset, settings=validate))
         tables = validated.outputs["validated"]
         done = on_cpu(steps.materialize(dataset=dataset, end=end, full=full, validated=tables), memory="16Gi")
-        return Result(report=done.outputs["report"], data_docs=validated.outputs["data_docs"])
+        outputs = {name: done.outputs[name] for name in ("report", "age")}
+        return Result(**outputs, data_docs=validated.outputs["data_docs"])
 
     return pipeline
