@@ -54,6 +54,8 @@ def test_rows_and_texts_are_those_of_the_steps(sample, tmp_path):
     again = plan(settings)
     assert (again.texts["hits"], again.texts["misses"]) == (len(some), len(hashes) - len(some))
     assert (again.champion, again.estimate, again.warm_start) == (None, None, None)
+    of_flip = plan(settings.model_copy(update={"method": "flip"}))
+    assert (of_flip.rows, of_flip.texts) == (planned.rows, None), "its PLM reads the texts while it is trained"
     json.dumps(again.to_json(), allow_nan=False)
 
 
@@ -104,9 +106,11 @@ def test_of_parquet_only_the_row_groups_of_the_window_are_read(tmp_path, monkeyp
 
 def test_an_estimate_scales_each_step_by_what_it_depends_on():
     steps = {"validate": Cost(10, 0), "encode": Cost(50, 50), "finetune-ctrl": Cost(100, 100)}
+    steps |= {"reconstruct": Cost(20, 0)}
     runs = [Spent("new", 1000, 500, steps), Spent("old", 500, 0, {**steps, "encode": Cost(1, 1)})]
     found = estimate(runs, rows=2000, texts=100)
     assert found["validate"] == Cost(10, 0)
     assert found["encode"] == Cost(10, 10), "the run that encoded nothing knows nothing of it"
     assert found["finetune-ctrl"] == Cost(300, 300), "the median of twice and four times as long"
+    assert found["reconstruct"] == Cost(60, 0)
     assert estimate([], 10, 10) == {}
