@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from tests.containers.conftest import (
     IMAGES,
     PASSWORD,
     PIPELINE,
+    PUSH,
     READER,
     SERVE,
     STATE,
@@ -148,13 +150,27 @@ def pod() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def service(engine, cluster, trained, pod) -> Iterator[str]:
+def literals() -> dict[str, str]:
+    """What the service and those beside it are told."""
+    settings = yaml.safe_load((ROOT / "infra/kustomize/base/serving/kustomization.yaml").read_text())
+    return dict(pair.split("=", 1) for pair in settings["configMapGenerator"][0]["literals"])
+
+
+@pytest.fixture(scope="module")
+def served(cluster) -> Path:
+    """The volume of what the service writes aside."""
+    folder = cluster.folder / "served"
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(engine, cluster, trained, pod, literals, served) -> Iterator[str]:
     """The address of the service: its two containers with the commands, places and rights of the cluster's pod.
 
     The one that follows the registry reads it as a user who may only read; the one that serves knows no MLflow.
     """
-    settings = yaml.safe_load((ROOT / "infra/kustomize/base/serving/kustomization.yaml").read_text())
-    literals = dict(pair.split("=", 1) for pair in settings["configMapGenerator"][0]["literals"])
     stores = {name: cluster.environment[name] for name in ("TANDEM_FEAST_REDIS", "TANDEM_FEAST_REGISTRY", "NO_PROXY")}
     models = cluster.folder / "models"
     models.mkdir()
@@ -165,9 +181,10 @@ def service(engine, cluster, trained, pod) -> Iterator[str]:
     tracking = {"MLFLOW_TRACKING_URI": cluster.environment["MLFLOW_TRACKING_URI"]}
     arguments = [word.replace("$(TANDEM_DATASET)", literals["TANDEM_DATASET"]) for word in follow["args"]]
     features = bind(ROOT / "infra/kustomize/base/serving/feature_store.yaml", literals["TANDEM_SERVE_FEATURE_STORE"])
+    log = bind(served, literals["TANDEM_SERVE_LOG"], read_only=False)
     mounts = {
         "follow": [bind(models, "/models", read_only=False)],
-        "serve": [bind(models, "/models"), features, bind(Path(cluster.socket), cluster.socket)],
+        "serve": [bind(models, "/models"), features, log, bind(Path(cluster.socket), cluster.socket)],
     }
     assert "command" not in serve, "the image says how the service starts"
     command = [*engine.images.get(SERVE).attrs["Config"]["Cmd"], "--port", str(port)]
@@ -217,3 +234,32 @@ def test_the_service_says_which_model_it_serves(service, trained):
         model = json.load(answer)
     assert (model["run_id"], model["arm"]) == ("first", "ctrl")
     assert model["model_version"] == trained.outputs["model_version"]
+
+
+def test_what_is_reported_to_the_service_enters_the_users_history(engine, cluster, service, literals, served):
+    """The pusher with the command, places and rights of the cluster's pod, on what the service has written."""
+    (workload,) = (
+        found
+        for found in yaml.safe_load_all((ROOT / "infra/kustomize/base/serving/push.yaml").read_text())
+        if found["kind"] == "Deployment"
+    )
+    (push,) = workload["spec"]["template"]["spec"]["containers"]
+    own = {variable["name"]: variable["value"] for variable in push["env"]}
+    stores = {name: cluster.environment[name] for name in ("TANDEM_FEAST_REDIS", "TANDEM_FEAST_REGISTRY", "NO_PROXY")}
+    mounts = [
+        bind(cluster.folder / "models", "/models"),
+        bind(served, literals["TANDEM_SERVE_LOG"], read_only=False),
+        bind(ROOT / "infra/kustomize/base/serving/feature_store.yaml", literals["TANDEM_SERVE_FEATURE_STORE"]),
+        bind(Path(cluster.socket), cluster.socket),
+    ]
+    answer = post(f"{service}/rank", {"user_id": "u0001", "item_ids": ["i0001", "i0002"]})
+    event = {"request_id": answer["request_id"], "item_id": "i0002", "user_id": "u0001"}
+    assert post(f"{service}/feedback", {"events": [event]}) == {"recorded": 1}
+    with running(engine, PUSH, push["args"], environment={**literals, **stores, **own}, mounts=mounts) as container:
+        deadline = time.monotonic() + 120
+        while b"1 histories brought up to what was reported" not in (said := container.logs()):
+            assert time.monotonic() < deadline, said.decode()
+            time.sleep(0.5)
+        looks = push["livenessProbe"]["exec"]["command"]
+        assert container.exec_run(looks).exit_code == 0
+    assert sum(json.loads((served / "pushed.json").read_text()).values()) > 0
