@@ -20,15 +20,16 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from components.dataset.lean import lean
-from components.dataset.spec import DatasetSpec
+from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, DatasetSpec
 from components.run import read_json, write_json
 from feature_repo.activity import ACTIVITY, ENTERED
 from feature_repo.asof import FeatureTable, latest_query, literal, quoted, scan, session
 from feature_repo.counts import PushedEvents, counts, spent
-from feature_repo.definitions import is_dated
+from feature_repo.definitions import SIDES, has_created, is_dated, profile_fields
 from feature_repo.engine import memory_limit
-from feature_repo.environment import feast_home
+from feature_repo.environment import feast_home, offline_store
 from feature_repo.locks import alone, writing
+from feature_repo.publish import publish
 from feature_repo.store import apply, changing, open_store, row_times
 
 with lean():
@@ -148,6 +149,32 @@ def materialise(
         _tell_registry(store, views, until)
     write_json(_age_file(spec), {name: view.to_json() for name, view in done.items()})
     return done
+
+
+def latest_profiles(spec: DatasetSpec, validated: Path, side: str, end: datetime | None = None) -> pa.Table | None:
+    """The users or items of the validated tables with their profile's values at a moment, as they are materialised.
+
+    Args:
+        spec: The data set.
+        validated: The validate step's tables.
+        side: user or item.
+        end: The moment; now if None or in the future.
+
+    Returns:
+        The key and each field; None for a side without a profile.
+    """
+    if not profile_fields(spec, side):
+        return None
+    key, name = SIDES[side]
+    now = datetime.now(UTC)
+    fields = [field.name for field in profile_fields(spec, side)]
+    created = CREATED_TIMESTAMP if has_created(spec, side) else None
+    table = FeatureTable(
+        str(publish(spec, validated) / f"{name}.parquet"), {key: key}, fields, EVENT_TIMESTAMP, created
+    )
+    with session(memory_limit(offline_store(spec))) as connection:
+        found = connection.sql(latest_query(table, BEGINNING, min(end or now, now))).to_arrow_table()
+    return found.select([key, *fields]).sort_by(key)
 
 
 def data_age(spec: DatasetSpec, at: datetime | None = None) -> dict[str, float | None]:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 from components.dataset.errors import UserError
 from pipelines.settings import RunSettings
 
-PipelineKind = Literal["training", "materialize"]
+PipelineKind = Literal["training", "materialize", "materialize+rows"]
+#: Parameters of each kind that are settings; training has them all.
+PARAMETERS = {"materialize": ("dataset", "validate"), "materialize+rows": ("dataset", "validate", "encode")}
 #: States of a run that it does not leave any more.
 ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 PAGE = 100
@@ -122,18 +124,20 @@ def failing_step(run: Any) -> str:
 
 def pipeline_of(kind: PipelineKind, settings: RunSettings) -> Any:
     """The pipeline of a kind, with the settings as its defaults."""
-    from pipelines.materialize import materialize_pipeline
+    from pipelines.materialize import materialize_pipeline, rows_pipeline
     from pipelines.training import training_pipeline
 
     if kind == "training":
         return training_pipeline(settings)
-    return materialize_pipeline(settings.dataset, settings.checks)
+    if kind == "materialize":
+        return materialize_pipeline(settings.dataset, settings.checks)
+    return rows_pipeline(settings.dataset, settings.checks, settings.encode)
 
 
 def parameters(kind: PipelineKind, settings: RunSettings) -> dict[str, Any]:
     """The arguments of a run."""
     given = settings.parameters()
-    return given if kind == "training" else {name: given[name] for name in ("dataset", "validate")}
+    return given if kind == "training" else {name: given[name] for name in PARAMETERS[kind]}
 
 
 @contextmanager

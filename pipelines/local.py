@@ -130,21 +130,37 @@ def _record_failure(settings: RunSettings, folder: Path, error: Exception) -> No
         log.warning("the failed run is not in MLflow: %s", problem)
 
 
-def materialize_locally(dataset: str, end: str, full: bool, follow: bool = True) -> dict[str, Any]:
-    """Bring the online features of a data set up to its sources; the materialize step's report.
+def materialize_locally(
+    dataset: str, end: str, full: bool, rows: bool = False, follow: bool = True
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Bring the online features of a data set up to its sources and, with `rows`, give newcomers rows in the champion.
+
+    Returns:
+        The materialize step's report; and with `rows`: `new` users and items, and the champion's version before
+        (`grown_from`) and now (`version`).
 
     Raises:
         UserError, ValidationStoppedError, RuntimeError: as `run_locally` does.
     """
     dataset = prepare(dataset)
+    from components.encode.settings import EncodeSettings
     from components.validate.settings import ValidateSettings
-    from pipelines.materialize import materialize_pipeline
+    from pipelines.materialize import materialize_pipeline, rows_pipeline
 
+    checks = ValidateSettings()
+    pipeline = rows_pipeline(dataset, checks, EncodeSettings()) if rows else materialize_pipeline(dataset, checks)
     arguments = {"dataset": dataset, "end": end, "full": full}
-    folder = home() / "runs" / f"materialize-{new_run_id()}"
-    outputs = execute(materialize_pipeline(dataset, ValidateSettings()), arguments, folder, follow)
+    outputs = execute(pipeline, arguments, home() / "runs" / f"materialize-{new_run_id()}", follow)
     report: dict[str, Any] = read_json(Path(outputs["report"].path))
-    return report
+    return report, _rows_added(dataset, Path(outputs["found"].path)) if rows else None
+
+
+def _rows_added(dataset: str, found: Path) -> dict[str, Any]:
+    from components.registry.client import champion
+    from components.registry.rows import FOUND
+
+    said, now = read_json(found / FOUND), champion(dataset)
+    return {"new": said["new"], "grown_from": said["version"], "version": now and now.version}
 
 
 def execute(pipeline: BaseComponent, arguments: dict[str, Any], folder: Path, follow: bool) -> dict[str, Any]:

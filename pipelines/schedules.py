@@ -45,7 +45,7 @@ class Schedule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Small letters, digits and hyphens.")
-    pipeline: PipelineKind = Field(default="training", description="training or materialize.")
+    pipeline: PipelineKind = Field(default="training", description="training, materialize or materialize+rows.")
     cron: str = Field(description="Minute, hour, day of the month, month, day of the week.")
     time_zone: Annotated[str, BeforeValidator(_zone)] = Field(default="UTC", description="In which cron is meant.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Of the run, as in --config.")

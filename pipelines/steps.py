@@ -8,18 +8,22 @@ from components.finetune.component import finetune
 from components.materialize.component import materialize
 from components.pretrain.component import pretrain
 from components.prompt_transform.component import prompt_transform
+from components.prompt_transform.newcomers_component import newcomers
 from components.reconstruct.component import reconstruct
 from components.register.component import register
+from components.register.rows_component import add_rows
 from components.retrieve.component import retrieve
 from components.validate.component import validate
 
 __all__ = [
+    "add_rows",
     "align",
     "deploy",
     "encode",
     "evaluate",
     "finetune",
     "materialize",
+    "newcomers",
     "pretrain",
     "prompt_transform",
     "reconstruct",

@@ -64,6 +64,13 @@ def show_views(report: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def show_rows(added: dict[str, Any]) -> None:
+    """Print how many users and items were new to the champion, and the version that has their rows."""
+    new, before, now = added["new"], added["grown_from"], added["version"]
+    told = f"new to version {before}: {new['user']:,} users, {new['item']:,} items; champion is version {now}"
+    Console().print(told, highlight=False)
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 

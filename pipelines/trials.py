@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.dataset import embeddings, prompts, training_set, vocabulary
+from components.dataset.bundle import ROW_MAPS
 from components.dataset.catalog import load_spec
 from components.dataset.errors import UserError
 from components.dataset.spec import IMPRESSION_ID, ITEM_KEY, DatasetSpec
@@ -290,14 +291,14 @@ def _probabilities(trial: Trial, data: TrainingSet, part: str) -> Floats:
     from components.evaluate.scoring import sound, text_scores
     from components.training.checkpoints import load_model
     from components.training.device import pick_device
-    from components.training.growth import FILE, NewRows, grown_for
+    from components.training.growth import NewRows, grown_for
     from components.training.loop import predict
     from components.training.texts import read_texts
 
     if strategy_of(trial.arm, trial.settings) != ID:
         return text_scores(trial.arm, trial.trained, trial.prompts, data, part)
     model, vocabulary = load_model(trial.trained), data.vocabulary
-    if (trial.trained / FILE).is_file():
+    if (trial.trained / ROW_MAPS).is_file():
         assert trial.prompts and trial.embeddings  # noqa: S101  (maps of rows were learnt from them)
         texts, _ = read_texts(trial.prompts, [trial.embeddings], torch.device("cpu"))
         model, vocabulary = grown_for(model, NewRows.load(trial.trained), data, texts, part)

@@ -37,7 +37,7 @@ class _Request(BaseModel):
 class RankRequest(_Request):
     """Rank these items for this user."""
 
-    user_id: Key = Field(description="The user; one never seen is scored as cold.")
+    user_id: Key = Field(description="The user; one without a row is scored as cold.")
     item_ids: list[Key] = Field(min_length=1, max_length=MAX_ITEMS, description="The candidates.")
     context: Context = {}
     top_k: int | None = Field(
@@ -78,7 +78,7 @@ class _Answer(BaseModel):
 
 
 class RankedItem(BaseModel):
-    """An item with its click probability; `cold` if the model has never seen it."""
+    """An item with its click probability; `cold` if the model has no row for it."""
 
     item_id: str
     probability: float
@@ -93,7 +93,7 @@ class RankResponse(_Answer):
 
 
 class PredictedPair(BaseModel):
-    """A pair's click probability; `cold` names the sides that the model has never seen.
+    """A pair's click probability; `cold` names the sides that the model has no row for.
 
     Pairs of different users may be answered by different versions while a candidate is tried out.
     """

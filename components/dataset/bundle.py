@@ -28,6 +28,8 @@ VOCABULARY = "vocabulary.json"
 SPEC = "spec.yaml"
 GOLDEN = "golden.parquet"
 MANIFEST = "manifest.json"
+#: Beside the checkpoint that a bundle was made from: the maps of new ids' rows, of which the lineage has the digest.
+ROW_MAPS = "row_maps.safetensors"
 FILES = (MODEL, VOCABULARY, SPEC, GOLDEN)
 #: What a manifest says besides format, spec_digest, width and files, which `write_manifest` finds for itself.
 SAID = ("name", "backbone", "arm", "run_id", "feature_service", "feature_service_hash", "proof", "lineage")
@@ -60,7 +62,7 @@ def write_manifest(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "spec_digest": read_spec(path / SPEC).digest,
         "width": Vocabulary.load(path / VOCABULARY).layout.width,
-        "files": {name: _sha256(path / name) for name in names if name != MANIFEST},
+        "files": {name: file_digest(path / name) for name in names if name != MANIFEST},
     }
     write_json(path / MANIFEST, manifest)
     return manifest
@@ -137,11 +139,12 @@ def _verify(path: Path, files: Mapping[str, str], needed: Iterable[str]) -> None
     absent = [name for name in files if not (path / name).is_file()]
     if unlisted or absent:
         raise BundleError(f"{path}: bundle lacks {', '.join(unlisted + absent)}")
-    changed = [name for name, digest in files.items() if _sha256(path / name) != digest]
+    changed = [name for name, digest in files.items() if file_digest(path / name) != digest]
     if changed:
         raise BundleError(f"{path}: {', '.join(changed)} changed since the bundle was written (sha256 differs)")
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 over a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

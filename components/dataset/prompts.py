@@ -65,7 +65,7 @@ def _check_index(part: str, columns: Index, texts: int) -> None:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts on disk; `meta` holds granularity (entity or instance), form and prompt_hash."""
+    """The prompts on disk; `meta` holds their settings, granularity (entity or instance), form and prompt_hash."""
 
     path: Path
     meta: dict[str, Any]

@@ -67,6 +67,21 @@ def check_window(text: str) -> str:
     return text
 
 
+def parsed(end: str) -> datetime | None:
+    """The moment that a word names; None for the empty word.
+
+    Raises:
+        UserError: it names none.
+    """
+    if not end:
+        return None
+    try:
+        moment = datetime.fromisoformat(end)
+    except ValueError:
+        raise UserError(f"end '{end}' is no moment; write it as 2026-05-31T18:30:00Z") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 def _moment(word: str, text: str) -> datetime:
     try:
         found = datetime.fromisoformat(word)

@@ -61,7 +61,8 @@ def encode(prompts: Path, output: Path, settings: EncodeSettings, shard: int = 0
             draft.mkdir()
             run = _Run(settings, cache, _Writer(draft, shard))
             run.encode(prompts / "texts.parquet", shard, shards)
-            meta = {**about, **run.report(), "shard": shard, "shards": shards, "format": FORMAT}
+            said = {"spec": settings.plm.model_dump(mode="json"), "shard": shard, "shards": shards, "format": FORMAT}
+            meta = {**about, **run.report(), **said}
             write_json(draft / "meta.json", meta)
     except OSError as error:
         raise UserError(f"{output}: {advice(error)}") from error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from components.dataset.embeddings import EmbeddingSet
 from components.dataset.errors import UserError
+from components.dataset.prompts import PromptSet
 from components.dataset.training_set import SplitArrays, TrainingSet
 from components.finetune.settings import FinetuneSettings
 from components.models.base import BackboneConfig, CollaborativeModel
@@ -98,6 +101,8 @@ def finetune(
     log.info("%s: epoch %d of %d kept", arm, result.best_epoch, len(result.history))
     beside = learner.save if isinstance(learner, TextLearner) else None
     new = settle(network, learner.maps, texts, train) if learner.maps is not None and texts is not None else None
+    if new is not None and prompts is not None and embeddings:
+        new = replace(new, about=_about(prompts, embeddings))
     curve = {"arm": arm, **result.to_json()}
     meta = {"arm": arm, "seed": seed, "settings": settings.model_dump(mode="json"), "best_epoch": result.best_epoch}
     meta |= {"champion": began_with}
@@ -110,6 +115,13 @@ def _texts(read: bool, prompts: Path | None, embeddings: list[Path] | None) -> T
     if prompts is None or not embeddings or not read:
         return None
     return read_texts(prompts, embeddings, pick_device())[0]
+
+
+def _about(prompts: Path, embeddings: list[Path]) -> dict[str, Any]:
+    """How the texts came about: what is needed to say and encode more of them alike."""
+    said, encoded = PromptSet.open(prompts).meta, EmbeddingSet.open(embeddings).meta
+    found = {"prompt_hash": said["prompt_hash"], "prompt": said.get("settings")}
+    return found | {"plm": encoded.get("spec"), "plm_digest": encoded["plm_digest"]}
 
 
 def _learner(

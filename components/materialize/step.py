@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.dataset.catalog import load_spec
-from components.dataset.errors import UserError
+from components.dataset.window import parsed
 from components.run import write_json
 
 log = logging.getLogger("tandem.materialize")
@@ -43,18 +43,3 @@ def materialize(dataset: str, validated: Path, end: str, full: bool, output: Pat
         said = "undated" if age is None else f"newest event {age:.0f} s ago"
         log.info("%s: %d keys, %d written, %s", name, view.keys, view.written, said)
     return report
-
-
-def parsed(end: str) -> datetime | None:
-    """The moment that a word names; None for the empty word.
-
-    Raises:
-        UserError: it names none.
-    """
-    if not end:
-        return None
-    try:
-        moment = datetime.fromisoformat(end)
-    except ValueError:
-        raise UserError(f"end '{end}' is no moment; write it as 2026-05-31T18:30:00Z") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

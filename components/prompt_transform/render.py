@@ -61,9 +61,13 @@ class Renderer:
             if side == "row":
                 yield side, self._rows(table)
             else:
-                sentences = self._sentence(side, table)
-                codes, first = first_rows(sentences.texts)
-                yield side, self._cut(sentences.take(first), codes)
+                yield side, self.entities(side, table)
+
+    def entities(self, side: str, table: pa.Table) -> Chunk:
+        """The texts of some rows' users or items alone."""
+        sentences = self._sentence(side, table)
+        codes, first = first_rows(sentences.texts)
+        return self._cut(sentences.take(first), codes)
 
     def _rows(self, table: pa.Table) -> Chunk:
         """Texts of impressions, with as much of the history as fits; old titles are dropped first."""

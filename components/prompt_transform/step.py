@@ -58,7 +58,8 @@ def prompt_transform(training_set: Path, output: Path, settings: PromptSettings)
     for side, collector in collectors.items():
         sides[side] = collector.finish(sum(other.table.num_rows for other in sides.values()))
     report = _report(renderer, tally, sides)
-    meta = {"granularity": settings.granularity, "form": settings.form, "prompt_hash": report["prompt_hash"]}
+    meta = {"settings": settings.model_dump(mode="json"), "prompt_hash": report["prompt_hash"]}
+    meta |= {"granularity": settings.granularity, "form": settings.form}
     texts = pa.concat_tables([side.table for side in sides.values()])
     index = {part: {f"{name}_text": side.index[part] for name, side in sides.items()} for part in PARTS}
     write_prompt_set(output, texts, index, report, meta)

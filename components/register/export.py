@@ -18,13 +18,24 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.dataset.bundle import GOLDEN, ITEMS, MODEL, RANKER, SPEC, VOCABULARY, write_manifest
+from components.dataset.bundle import (
+    GOLDEN,
+    ITEMS,
+    MODEL,
+    RANKER,
+    ROW_MAPS,
+    SPEC,
+    VOCABULARY,
+    file_digest,
+    write_manifest,
+)
 from components.dataset.errors import UserError
 from components.dataset.events import MOMENTS
 from components.dataset.layout import CANDIDATE, REQUEST, InputLayout
 from components.dataset.profile import PROFILES, FeatureProfile
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY
 from components.dataset.training_set import TrainingSet
+from components.dataset.vocabulary import Vocabulary
 from components.register.proof import UsedPlm, prove
 from components.register.settings import RunInfo
 from components.run import aside, write_json
@@ -76,7 +87,6 @@ def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
         RuntimeError: the ONNX model does not give the torch model's probabilities.
         PlmFoundError: the ONNX model may hold something of the PLM.
     """
-    from components.models.export import export_folded, export_onnx
     from components.training.checkpoints import load_model
 
     model = load_model(source.model).eval()
@@ -85,24 +95,47 @@ def write_bundle(source: Source, output: Path, run: RunInfo) -> dict[str, Any]:
         raise UserError(f"{source.model}: the model was trained on another training set; run finetune again")
     with aside(output) as draft:
         draft.mkdir(parents=True)
-        export_onnx(model, draft / MODEL)
-        golden = _golden_rows(data)
-        golden_ids = data.vocabulary.encode({name: golden[name] for name in golden.column_names})
-        ids = np.concatenate([golden_ids, random_ids(data.layout)])
-        expected = torch_probabilities(model, ids)
-        check_same(draft / MODEL, ids, expected)
-        folded = export_folded(model, draft / ITEMS, draft / RANKER)
-        if folded:
-            check_folded(draft, model, ids)
-        pq.write_table(golden.append_column("probability", pa.array(expected[: len(golden)])), draft / GOLDEN)
-        data.vocabulary.save(draft / VOCABULARY)
+        exported = write_model(draft, model, data.vocabulary, _golden_rows(data), source.plm)
         write_json(draft / PROFILES, _profiles(data))
         _copy(source, draft)
-        proof = _proof(model, draft, source.plm, folded)
         _describe(draft, data.layout.width)
-        manifest = write_manifest(draft, {**_content(source, data, model, run, proof), "folded": folded})
+        return write_manifest(draft, {**_content(source, data, model, run, exported["proof"]), **exported})
+
+
+def write_model(
+    draft: Path, model: CollaborativeModel, vocabulary: Vocabulary, golden: pa.Table, plm: UsedPlm | None
+) -> dict[str, Any]:
+    """Export a model into a bundle's folder, whole and, where its backbone allows it, folded: checked and proven.
+
+    Args:
+        draft: The folder.
+        model: The torch model in eval mode.
+        vocabulary: Its input.
+        golden: Raw columns of the rows that are written with the model's probabilities.
+        plm: The PLM that it was trained with, if any.
+
+    Returns:
+        What the manifest says of it: folded and proof.
+
+    Raises:
+        RuntimeError: the ONNX model does not give the torch model's probabilities.
+        PlmFoundError: the ONNX model may hold something of the PLM.
+    """
+    from components.models.export import export_folded, export_onnx
+
+    export_onnx(model, draft / MODEL)
+    golden_ids = vocabulary.encode({name: golden[name] for name in golden.column_names})
+    ids = np.concatenate([golden_ids, random_ids(vocabulary.layout)])
+    expected = torch_probabilities(model, ids)
+    check_same(draft / MODEL, ids, expected)
+    folded = export_folded(model, draft / ITEMS, draft / RANKER)
+    if folded:
+        check_folded(draft, model, ids)
+    pq.write_table(golden.append_column("probability", pa.array(expected[: len(golden)])), draft / GOLDEN)
+    vocabulary.save(draft / VOCABULARY)
+    proof = _proof(model, draft, plm, folded)
     log.info("bundle: %d numbers, free of the PLM, ONNX within %g of torch", proof["parameters"], TOLERANCE)
-    return manifest
+    return {"folded": folded, "proof": proof}
 
 
 def check_same(model: Path, ids: Ids, expected: Probabilities) -> None:
@@ -288,6 +321,7 @@ def _lineage(
         "plm": plm.get("name"),
         "plm_revision": plm.get("revision"),
         "plm_digest": plm.get("digest"),
+        "row_maps": file_digest(source.model / ROW_MAPS) if (source.model / ROW_MAPS).is_file() else None,
         "backbone": run.backbone,
         "model": model.config.model_dump(mode="json"),
         "arm": run.method,

@@ -9,12 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.dataset.bundle import ROW_MAPS
 from components.register.gate import Judgement, Verdict
 from components.register.panels import figures_of
 from components.register.report import Findings
 from components.register.settings import GateSettings, RunInfo
 from components.registry import aliases, tracking
-from components.registry.client import BUNDLE, VERDICT_TAG, Registered, find_version, model_name, register_version
+from components.registry.client import (
+    BUNDLE,
+    RUN_ID_TAG,
+    VERDICT_TAG,
+    Registered,
+    find_version,
+    model_name,
+    register_version,
+)
 from components.registry.connection import connect
 from components.registry.continuation import CHECKPOINTS, window_tags
 from components.registry.validations import VALIDATION
@@ -51,8 +60,9 @@ class Kept:
         """Log them among a run's artefacts."""
         client.log_artifact(run_id, str(self.vocabulary), CHECKPOINTS)
         for arm, checkpoint in self.checkpoints.items():
-            for name in (WEIGHTS, CONFIG):
-                client.log_artifact(run_id, str(checkpoint / name), f"{CHECKPOINTS}/{arm}")
+            for name in (WEIGHTS, CONFIG, ROW_MAPS):
+                if name != ROW_MAPS or (checkpoint / name).is_file():
+                    client.log_artifact(run_id, str(checkpoint / name), f"{CHECKPOINTS}/{arm}")
 
 
 @dataclass(frozen=True)
@@ -152,9 +162,13 @@ class Registration:
         """The version that the evaluation compared the candidate with."""
         if champion is None:
             return None
-        found = find_version(self.client, self.name, str(champion.get("run_id")))
-        # A champion that no run of ours has registered: the one there is.
-        return found.version if found else aliases.alias_version(self.client, self.name, aliases.CHAMPION)
+        compared, now = str(champion.get("run_id")), aliases.alias_version(self.client, self.name, aliases.CHAMPION)
+        versions = aliases.search_versions(self.client, self.name, {RUN_ID_TAG: compared})
+        # Of one run are its own version and those that have gained rows since: the model that was compared with. And
+        # for a champion that no run of ours has registered: the one there is.
+        if not versions or now in {str(version.version) for version in versions}:
+            return now
+        return min((str(version.version) for version in versions), key=int)
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:

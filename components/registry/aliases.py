@@ -27,6 +27,8 @@ CANDIDATE = "candidate"
 
 PROMOTED = "promoted"
 ROLLED_BACK = "rolled back"
+#: To a version that is the champion before with rows for more users and items.
+GREW = "rows added"
 BY_HAND = "moved by hand"
 PREFIX = "tandem."
 DONE = PREFIX + "done"
@@ -83,7 +85,9 @@ def moves(client: MlflowClient, model: str) -> list[Move]:
     return counted
 
 
-def claim(client: MlflowClient, model: str, version: str, expected: str | None, run_id: str) -> None:
+def claim(
+    client: MlflowClient, model: str, version: str, expected: str | None, run_id: str, action: str = PROMOTED
+) -> None:
     """Make `version` champion in the log; the aliases follow with `settle`. Again for the same version: no change.
 
     Args:
@@ -92,28 +96,35 @@ def claim(client: MlflowClient, model: str, version: str, expected: str | None, 
         version: The version to promote.
         expected: The champion that it was found better than; None where there was none.
         run_id: The run that asks.
+        action: PROMOTED or GREW.
 
     Raises:
         ChampionMovedError: another version became champion meanwhile.
     """
     log = settle(client, model)
-    if any(move.version == version and move.action == PROMOTED for move in log):
+    if any(move.version == version and move.action == action for move in log):
         return
     champion = log[-1].version if log else None
     if champion != expected:
         raise ChampionMovedError(champion)
-    if not _append(client, model, log, PROMOTED, version, champion, run_id):
+    if not _append(client, model, log, action, version, champion, run_id):
         raise ChampionMovedError(settle(client, model)[-1].version)
 
 
-def roll_back(client: MlflowClient, model: str, run_id: str) -> Move:
+def roll_back(client: MlflowClient, model: str, run_id: str, to: str | None = None) -> Move:
     """Give the champion alias back to the version that held it before; twice goes two champions back.
 
+    With `to` it goes back as far as that version.
+
     Raises:
-        UserError: there is no earlier champion, or another process moved the alias at the same moment.
+        UserError: there is no earlier champion, `to` was none, or another process moved the alias at the same moment.
     """
     log = settle(client, model)
     earlier = [version for version in _stack(log)[:-1] if version and _exists(client, model, version)]
+    if to is not None:
+        if to not in earlier:
+            raise UserError(f"{model}: version {to} was no earlier champion; one of: {', '.join(earlier) or 'none'}")
+        earlier = earlier[: len(earlier) - earlier[::-1].index(to)]
     if not earlier:
         raise UserError(f"{model}: there is no earlier champion to go back to; see `tandem registry history`")
     below = earlier[-2] if len(earlier) > 1 else None

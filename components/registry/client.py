@@ -108,17 +108,17 @@ def history(dataset: str) -> list[dict[str, Any]]:
     return [move.to_json() for move in aliases.moves(connect(), model_name(dataset))] if exists() else []
 
 
-def rollback(dataset: str) -> dict[str, Any]:
-    """Give the champion alias back to the version that held it before; twice goes two champions back.
+def rollback(dataset: str, to: str | None = None) -> dict[str, Any]:
+    """Give the champion alias back to the version that held it before, or to the earlier champion `to`.
 
     Returns:
         The move, as `history` tells it.
 
     Raises:
-        UserError: there is no earlier champion, or another process moved the alias at the same moment.
+        UserError: there is no such champion, or another process moved the alias at the same moment.
     """
     client, name = connect(), model_name(dataset)
-    move = aliases.roll_back(client, name, os.environ.get("USER", ""))
+    move = aliases.roll_back(client, name, os.environ.get("USER", ""), to)
     log.info("%s: champion is version %s again", name, move.version)
     return move.to_json()
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from components.dataset.bundle import ROW_MAPS
 from components.dataset.errors import UserError
 from components.dataset.layout import MASK, MISSING, PADDING, UNKNOWN, InputLayout
 from components.dataset.spec import ITEM_KEY, USER_KEY
@@ -23,16 +27,20 @@ from components.models.registry import build_backbone, name_of
 from components.training.newcomers import RowMaps, id_field
 from components.training.texts import TextRows
 
-FILE = "row_maps.safetensors"
 KEYS = {"user": USER_KEY, "item": ITEM_KEY}
 
 
 @dataclass(frozen=True)
 class NewRows:
-    """For each side the weight [dim, text dim] and bias [dim] that make the row of a new id from its text."""
+    """For each side the weight [dim, text dim] and bias [dim] that make the row of a new id from its text.
+
+    `about` says how the texts came about that they were learnt from: prompt_hash, prompt (its settings), plm (a
+    PlmSpec) and plm_digest.
+    """
 
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, side: str, texts: Tensor) -> Tensor:
         """Rows [n, dim] of new users or items with these texts [n, text dim]."""
@@ -47,7 +55,7 @@ class NewRows:
         """Write the maps beside a checkpoint."""
         weights = {f"{side}.weight": weight.cpu().contiguous() for side, weight in self.weights.items()}
         biases = {f"{side}.bias": bias.cpu().contiguous() for side, bias in self.biases.items()}
-        save_file(weights | biases, str(folder / FILE))
+        save_file(weights | biases, str(folder / ROW_MAPS), {"about": json.dumps(self.about, sort_keys=True)})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -56,16 +64,18 @@ class NewRows:
         Raises:
             UserError: there are none.
         """
-        if not (folder / FILE).is_file():
+        if not (folder / ROW_MAPS).is_file():
             raise UserError(
                 f"{folder}: the model was trained without maps of rows; write finetune.map_rows: [user, item]"
             )
-        tensors = load_file(str(folder / FILE))
+        with safe_open(str(folder / ROW_MAPS), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         weights, biases = (
             {name.partition(".")[0]: tensor for name, tensor in tensors.items() if name.endswith(kind)}
             for kind in (".weight", ".bias")
         )
-        return cls(weights, biases)
+        return cls(weights, biases, about)
 
 
 @torch.no_grad()

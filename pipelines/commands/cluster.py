@@ -61,17 +61,12 @@ def compile_pipeline(
 
     from components.image import TRAIN_IMAGE
     from components.run import aside
-    from pipelines.materialize import materialize_pipeline
+    from pipelines.cluster import pipeline_of
     from pipelines.policy import check_pinned
-    from pipelines.training import training_pipeline
 
     if not unpinned:
         check_pinned(TRAIN_IMAGE)
-    made = (
-        training_pipeline(settings)
-        if pipeline is PipelineName.TRAINING
-        else materialize_pipeline(settings.dataset, settings.checks)
-    )
+    made = pipeline_of(pipeline.value, settings)
     with aside(output.absolute()) as draft:
         written = draft.with_suffix(".yaml")
         compiler.Compiler().compile(made, str(written))

@@ -20,23 +20,30 @@ def materialize(
     dataset: Dataset = "sample",
     end: Annotated[str, typer.Option(help="Moment as of which values are taken; now if not given or later.")] = "",
     full: Annotated[bool, typer.Option("--full", help="Write every key, and not only what has changed.")] = False,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Give users and items that training never showed rows in the champion.")
+    ] = False,
     workdir: Workdir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on one line.")] = False,
 ) -> None:
     """Bring the online features up to the sources, and print how old the data are.
 
-    Only what has changed is written; what was interrupted is finished; what was written is read back.
+    Only what has changed is written; what was interrupted is finished; what was written is read back. With --rows a
+    champion with a map of rows (finetune.map_rows) gains a row for each user and item that is new to it, made of its
+    text: a new version, which a running service takes up.
     """
     enter(workdir)
     from pipelines.local import materialize_locally
 
-    report = materialize_locally(dataset, end, full)
+    report, added = materialize_locally(dataset, end, full, rows)
     if as_json:
-        print(json.dumps(report, allow_nan=False))
-    else:
-        from pipelines.summary import show_views
+        print(json.dumps(report | ({"rows": added} if added else {}), allow_nan=False))
+        return
+    from pipelines.summary import show_rows, show_views
 
-        show_views(report)
+    show_views(report)
+    if added:
+        show_rows(added)
 
 
 @app.command()

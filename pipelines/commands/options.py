@@ -20,6 +20,7 @@ class PipelineName(StrEnum):
 
     TRAINING = "training"
     MATERIALIZE = "materialize"
+    MATERIALIZE_ROWS = "materialize+rows"
 
 
 class MethodName(StrEnum):

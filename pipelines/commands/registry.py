@@ -25,9 +25,13 @@ def history(dataset: Meant = "sample", workdir: Workdir = None) -> None:
 
 
 @app.command()
-def rollback(dataset: Meant = "sample", workdir: Workdir = None) -> None:
+def rollback(
+    dataset: Meant = "sample",
+    to: Annotated[str | None, typer.Option(help="An earlier champion's version. [default: the one before]")] = None,
+    workdir: Workdir = None,
+) -> None:
     """Give the champion alias back to the version that held it before."""
     enter(workdir)
     from components.registry.client import rollback as roll
 
-    print(json.dumps(roll(dataset)))
+    print(json.dumps(roll(dataset, to)))

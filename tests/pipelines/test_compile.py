@@ -16,7 +16,7 @@ import yaml
 from kfp import compiler
 
 from components.dataset.errors import UserError
-from pipelines.materialize import materialize_pipeline
+from pipelines.cluster import pipeline_of
 from pipelines.policy import (
     CONFIG,
     CONFIG_MAP,
@@ -33,7 +33,7 @@ from pipelines.training import training_pipeline
 
 GOLDEN = Path(__file__).parent / "golden"
 METHODS = get_args(Method)
-PIPELINES = (*METHODS, "materialize")
+PIPELINES = (*METHODS, "materialize", "materialize+rows")
 KINDS = ("parameters", "artifacts")
 OUTPUTS = "outputDefinitions"
 ON_GPU = {"encode", "align", "pretrain", "reconstruct", "finetune", "finetune-2"}
@@ -50,8 +50,7 @@ def documents(name, tmp_path_factory):
     """The pipeline spec and the platform spec of it."""
     path = tmp_path_factory.mktemp("ir") / f"{name}.yaml"
     settings = parse_settings({"method": name} if name in METHODS else {}, [])
-    made = training_pipeline(settings) if name in METHODS else materialize_pipeline("sample", settings.checks)
-    compiler.Compiler().compile(made, str(path))
+    compiler.Compiler().compile(pipeline_of("training" if name in METHODS else name, settings), str(path))
     return tuple(yaml.load_all(path.read_text(), yaml.CSafeLoader))
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from components.dataset.errors import UserError
-from components.materialize.step import parsed
+from components.dataset.window import parsed
 from tests.pipelines.shop import tandem, write_shop
 
 

@@ -16,6 +16,8 @@ from components.register.settings import GateSettings, RunInfo
 from components.register.step import register, run_name
 from components.registry import aliases, client
 from components.registry.connection import connect
+from components.registry.rows import add_version as add_version_with_rows
+from components.registry.rows import put_in_place
 from components.run import read_json, write_json
 from components.training.checkpoints import load_model
 from components.training.strategies import ABOUT
@@ -102,6 +104,16 @@ def test_a_champion_that_came_meanwhile_keeps_the_candidate_back(dataset, bundle
     assert judgement.reasons[0].startswith("the champion is now version 2, with which this candidate was not compared")
     assert pointed(dataset) == ("2", "1")
     assert version_of(dataset, "3").tags["tandem.verdict"] == "kept"
+
+
+def test_a_champion_that_gained_rows_meanwhile_is_the_one_compared_with(dataset, bundle, made, tmp_path):
+    """Nothing was trained for it: every weight that the candidate was compared with is still there."""
+    registered(dataset, bundle, made, "a", metrics())
+    base = client.champion(dataset)
+    put_in_place(add_version_with_rows(base, "d", bundle, made.model, "more"), base)
+    judgement, _ = registered(dataset, bundle, made, "b", metrics(champion=champion(0.02, run_id="a")))
+    assert judgement.verdict is Verdict.PROMOTED
+    assert pointed(dataset) == ("3", "2")
 
 
 def test_a_champion_that_evaluation_did_not_see(dataset, bundle, made):
