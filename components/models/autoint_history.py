@@ -19,7 +19,7 @@ from components.models.base import BackboneConfig, CollaborativeModel, mlp
 from components.models.folding import Folding, SplitLinear, output_weights, rows_of
 from components.models.history import EventRows
 from components.models.item_texts import ItemTexts
-from components.models.sequence import by_head
+from components.models.sequence import by_head, check_heads
 
 #: What a moment says (the gap, the hour) is left out: it gained nothing and costs as much as all the rest.
 LEFT_OUT = frozenset(HISTORY_PREFIX + name for name in DERIVED if name != LABEL)
@@ -50,8 +50,7 @@ class TargetAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise UserError(f"model.heads={heads} must divide model.embedding_dim={width}; change one of them")
+        check_heads(width, heads)
         self.heads = heads
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
 

@@ -17,7 +17,7 @@ class BackboneConfig(BaseModel):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Dropout after each layer of the MLP.")
     batch_norm: bool = Field(default=True, description="Batch normalisation in the MLP.")
     layers: int = Field(default=3, ge=1, le=16, description="autoint: self-attention layers.")
-    heads: int = Field(default=2, ge=1, le=64, description="autoint, bst, srp4ctr: heads of each layer.")
+    heads: int = Field(default=2, ge=1, le=64, description="autoint(_history), bst, srp4ctr: heads of each layer.")
     attention_dim: int = Field(default=32, ge=1, le=1024, description="autoint, bst: width of a layer, heads together.")
     cross_layers: int = Field(default=3, ge=1, le=16, description="dcn, dcnv2: cross layers.")
     cross_rank: int = Field(default=0, ge=0, le=1024, description="dcnv2: rank of a cross layer; 0 for full rank.")

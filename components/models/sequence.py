@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components.dataset.errors import UserError
 from components.dataset.layout import MASK, InputLayout
 from components.models.base import BackboneConfig
 from components.models.embedding import INITIAL_STD
@@ -20,6 +21,16 @@ def by_head(rows: Tensor, heads: int) -> Tensor:
     """[batch, L, width] -> [batch, heads, L, width / heads]."""
     split: Tensor = rows.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
     return split.transpose(1, 2)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuse heads that cannot share rows of an embedding's width.
+
+    Raises:
+        UserError: they do not divide it.
+    """
+    if width % heads:
+        raise UserError(f"model.heads={heads} must divide model.embedding_dim={width}; change one of them")
 
 
 class FeedForward(nn.Module):
@@ -95,6 +106,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.events = EventRows(layout)
         width = config.embedding_dim
+        check_heads(width, config.heads)
         self.table = nn.Embedding(layout.vocabulary_size, width, padding_idx=0)
         self.position = nn.Embedding(self.events.length, width)
         self.start = nn.Parameter(torch.randn(width) * INITIAL_STD)

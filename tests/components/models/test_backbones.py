@@ -159,6 +159,12 @@ def test_rows_do_not_see_each_other_and_an_empty_slot_is_nothing(name):
     assert differs[ids[:, MIXED.history[0].stop - 1] != 0].any(), "the label of the last event counts"
 
 
+@pytest.mark.parametrize("name", ["autoint_history", "srp4ctr"])
+def test_heads_that_do_not_divide_the_rows_are_refused(name):
+    with pytest.raises(UserError, match=r"model\.heads=4 must divide model\.embedding_dim=6; change one of them"):
+        build_backbone(name, MIXED, SMALL.model_copy(update={"heads": 4}))
+
+
 def test_pairs_need_two_fields():
     with pytest.raises(UserError, match="fibinet"):
         build_backbone("fibinet", layout_of(1), SMALL)
