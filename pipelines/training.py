@@ -11,7 +11,7 @@ from components.dataset.errors import UserError
 from components.training.settings import ProcessSettings
 from pipelines import steps
 from pipelines.policy import on_cpu, on_gpu, on_nodes
-from pipelines.settings import ALIGNED, COLLABORATIVE, FLIP, ID, PRETRAINED, RunSettings
+from pipelines.settings import ALIGNED, COLLABORATIVE, FLIP, ID, PRETRAINED, SRP4CTR, RunSettings
 
 #: Says of a task what it runs on.
 Placed = Callable[[dsl.PipelineTask], dsl.PipelineTask]
@@ -42,12 +42,18 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
     """The training pipeline of one method; every other setting is a pipeline parameter with a default.
 
     Raises:
-        UserError: a method without encoded texts is asked to learn from them, or the candidate could not be served.
+        UserError: a method without encoded texts is asked to learn from them, one without a sequence encoder is to
+            leave it frozen, or the candidate could not be served.
     """
     method = settings.method
     if method not in ALIGNED and settings.reads_texts:
         raise UserError(
             "finetune.map_rows, finetune.auxiliary.weight and model.text_rows need encoded texts; write --method ctrl"
+        )
+    if settings.finetune.frozen and (method == COLLABORATIVE or settings.backbone != SRP4CTR):
+        raise UserError(
+            f"finetune.frozen: method {method} with backbone {settings.backbone} has no pre-trained sequence encoder; "
+            "write --method srp4ctr, or remove it"
         )
     if ID not in settings.strategies:
         raise UserError(
