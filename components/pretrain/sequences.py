@@ -9,27 +9,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.dataset.training_set import SplitArrays
+from components.dataset.events import moments_of
+from components.dataset.spec import EVENT_TIMESTAMP
+from components.dataset.training_set import SplitArrays, TrainingSet
 
 Numbers = npt.NDArray[np.int64]
+Chosen = npt.NDArray[np.bool_]
 
 
-def tiling_rows(users: Numbers, length: int) -> Numbers:
-    """Rows whose histories lie side by side: of each user every `length`-th row, and the last.
+def tiling_rows(users: Numbers, moments: Numbers, enters: Chosen, length: int) -> Numbers:
+    """Rows whose histories lie side by side: of each user one at every `length`-th event, and the last.
 
-    A row's history holds the events before it, `length` at most. So those of the rows number length, 2 * length, …
-    of a user share no event; the last row's repeats the few that are needed to fill it.
+    A row's history holds the events before it, `length` at most. So those of the rows before which there were length,
+    2 * length, … of a user's events share none; the last row's repeats the few that are needed to fill it. (Of a
+    history by label, which holds the last of each, it is so about.)
 
     Args:
-        users: Each row's user [n], rows in the order of time.
+        users: Each row's user [n].
+        moments: When each was [n].
+        enters: Which of them are events of later rows' histories [n].
         length: Events of a history.
     """
-    order = np.argsort(users, kind="stable")
+    order = np.lexsort((moments, users))
     starts = np.flatnonzero(np.diff(users[order], prepend=-1))
     counts = np.diff(starts, append=len(users))
-    rank = np.arange(len(users)) - np.repeat(starts, counts)
-    last = rank == np.repeat(counts, counts) - 1
-    chosen = (rank > 0) & ((rank % length == 0) | last)
+    total: Numbers = np.cumsum(enters[order]) - enters[order]
+    before: Numbers = total - np.repeat(total[starts], counts)
+    last = before == np.repeat(before[starts + counts - 1], counts)
+    newest = np.diff(before, append=-1) != 0  # of the rows with the same events, the one furthest from a tie in time
+    chosen = newest & (before > 0) & ((before % length == 0) | last)
     return np.sort(order[chosen])
 
 
@@ -56,9 +64,14 @@ class Sequences:
             yield self.ids[rows, self.ids.shape[1] - longest :]
 
 
-def split_users(arrays: SplitArrays, length: int, held_out: float, seed: int) -> tuple[Numbers, Numbers]:
+def split_users(
+    data: TrainingSet, arrays: SplitArrays, length: int, held_out: float, seed: int
+) -> tuple[Numbers, Numbers]:
     """Rows of the train part to learn from, and those of held-out users."""
-    rows = tiling_rows(arrays.user_codes, length)
+    moments, _ = moments_of(data.table("train", [EVENT_TIMESTAMP])[EVENT_TIMESTAMP])
+    clicks = data.spec.history is not None and data.spec.history.events == "positive"
+    enters = arrays.labels == 1 if clicks else np.ones(len(arrays.labels), dtype=bool)
+    rows = tiling_rows(arrays.user_codes, moments, enters, length)
     users = np.unique(arrays.user_codes)
     out = np.random.default_rng(seed).permutation(users)[: max(1, round(len(users) * held_out))]
     held = np.isin(arrays.user_codes[rows], out)

@@ -113,9 +113,14 @@ def pretrain(
         raise UserError(f"backbone '{backbone}' has no sequence to pre-train; write --backbone srp4ctr")
     arrays = data.arrays("train")
     encoder = network.encoder
-    parts = split_users(arrays, encoder.events.length, settings.held_out, seed)
+    parts = split_users(data, arrays, encoder.events.length, settings.held_out, seed)
     work = Pretraining(encoder, settings, seed)
     learn, held = (_sequences(encoder, torch.from_numpy(arrays.ids[rows]).to(work.device)) for rows in parts)
+    if not len(learn):
+        raise UserError(
+            "no user but those held out has an event before another impression in the train part, so that there is no "
+            "sequence to pre-train on; give more data, or write --method collaborative"
+        )
     log.info("%d sequences of %d events at most, %d held out", len(learn), encoder.events.length, len(held))
     before = work.report(held)
     curve = work.train(learn)

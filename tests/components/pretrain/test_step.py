@@ -18,15 +18,31 @@ from components.pretrain.sequences import Sequences, tiling_rows
 from components.pretrain.settings import PretrainSettings
 from components.pretrain.step import Pretraining, pretrain
 from components.training.checkpoints import continue_from, load_model
-from tests.components.evaluate.logs import spec_of, table
+from tests.components.evaluate.logs import GENRES, LENGTH, spec_of, table
 
 MODEL = BackboneConfig(embedding_dim=8, hidden=(8,), queries=2, encoder_layers=1, dropout=0.0)
 SETTINGS = PretrainSettings(epochs=6, batch_size=16, learning_rate=1e-2, held_out=0.2, threads=1)
 
 
-def made(folder, **changes):
+def with_attributes(rows):
+    """The rows with what is kept of each event beside its item: drawn, for only how it is read matters."""
+    random, lists = np.random.default_rng(3), rows["history_item_id"].to_pylist()
+    stamps = [int(stamp.timestamp() * 1e6) for stamp in rows["event_timestamp"].to_pylist()]
+    values = {
+        "genres": (lambda _: str(random.choice(GENRES)), pa.string()),
+        "price": (lambda _: float(random.integers(5, 12)), pa.float64()),
+        "device": (lambda _: str(random.choice(["phone", "desk"])), pa.string()),
+        "timestamp": (lambda now: now - int(random.integers(1, 10**12)), pa.int64()),
+    }
+    for name, (draw, kind) in values.items():
+        column = [[draw(now) for _ in events] for events, now in zip(lists, stamps, strict=True)]
+        rows = rows.append_column(f"history_{name}", pa.array(column, pa.list_(kind)))
+    return rows
+
+
+def made(folder, change=lambda rows: rows, **changes):
     spec = spec_of(**changes)
-    rows = table(rows=600)
+    rows = change(table(rows=600))
     count = rows.num_rows
     lists = rows["history_item_id"].to_pylist()
     labels = [None if events is None else [1] * len(events) for events in lists]
@@ -113,17 +129,24 @@ def test_what_cannot_be_is_refused_by_name(training_set, tmp_path):
         finetune(training_set, tmp_path / "b", "b", "dcn", MODEL, settings, 1, tmp_path / "a")
 
 
-def test_every_event_is_in_one_tile():
-    users = np.random.default_rng(0).integers(0, 7, 200)
-    length, seen = 4, {}
-    for row in tiling_rows(users, length):
-        before = np.flatnonzero(users[:row] == users[row])[-length:]
-        for event in before:
+@pytest.mark.parametrize("sorted_by_time", [True, False])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_every_event_is_in_one_tile(sorted_by_time, share):
+    """Also where the log is in any order, as after a split by users, or where only clicks enter a history."""
+    random = np.random.default_rng(0)
+    users, enters = random.integers(0, 7, 200), random.random(200) < share
+    moments = np.arange(200) if sorted_by_time else random.permutation(200)
+    length, seen, rows = 4, {}, tiling_rows(users, moments, enters, 4)
+    for row in rows:
+        before = [event for event in np.flatnonzero(enters & (users == users[row])) if moments[event] < moments[row]]
+        assert before, "a sequence without events teaches nothing"
+        for event in sorted(before, key=moments.__getitem__)[-length:]:
             seen.setdefault(int(event), []).append(int(row))
-    last = {int(np.flatnonzero(users == user)[-1]) for user in range(7)}
-    assert set(seen) == set(range(200)) - last, "the last event of a user is in no history"
+    last = {max(np.flatnonzero(users == user), key=moments.__getitem__) for user in range(7)}
+    assert set(seen) == set(np.flatnonzero(enters)) - last, "a user's last impression is in no history"
     twice = [event for event, rows in seen.items() if len(rows) > 1]
     assert len(twice) <= 7 * length, "only the last tile of a user repeats events"
+    assert len(rows) <= enters.sum() / length + 7
 
 
 def test_batches_hold_each_sequence_once_and_little_padding():
@@ -137,11 +160,29 @@ def test_batches_hold_each_sequence_once_and_little_padding():
     assert filled > 0.8 > float((ids != 0).float().mean())
 
 
-def test_masks_stand_in_for_values_of_their_own_attribute(training_set):
-    data = TrainingSet.open(training_set)
-    network = build_backbone("srp4ctr", data.layout, MODEL)
-    work = Pretraining(network.encoder, SETTINGS, 1)
-    assert [one.of_item for one in work.attributes] == [True, False]
-    for one, slots in zip(work.attributes, data.layout.history, strict=True):
-        assert (one.offset, one.size) == (slots.offset, slots.size)
-        assert one.offset + MASK < one.offset + one.size
+def test_every_attribute_is_read_hidden_and_told(tmp_path):
+    """Of the item, of the behaviour that the spec names, and of what every event has."""
+    history = {"length": LENGTH, "fields": ["genres", "price"], "behaviour": ["device"]}
+    data = TrainingSet.open(made(tmp_path / "training_set", with_attributes, history=history))
+    encoder = build_backbone("srp4ctr", data.layout, MODEL).encoder
+    work = Pretraining(encoder, SETTINGS, 1)
+    items, behaviour = ("item_id", "genres", "price"), ("device", "label", "gap", "hour")
+    assert [(one.name, one.of_item) for one in work.attributes] == [
+        *((f"history_{name}", True) for name in items), *((f"history_{name}", False) for name in behaviour),
+    ]  # fmt: skip
+    ids = encoder.events.ids(torch.from_numpy(data.arrays("train").ids))
+    losses = work.losses(ids, torch.Generator().manual_seed(1))
+    assert list(losses) == [one.name for one in work.attributes]
+    for one in work.attributes:
+        told = torch.autograd.grad(losses[one.name], encoder.table.weight, retain_graph=True)[0]
+        masks = torch.tensor([other.offset + MASK for other in work.attributes])
+        assert told[one.offset : one.offset + one.size].abs().sum() > 0, one.name
+        assert (told[masks].abs().sum(1) > 0).all(), "what is hidden beside it is read as hidden"
+
+
+def test_without_a_history_before_the_cut_off_there_is_nothing_to_pre_train_on(tmp_path):
+    nothing = lambda rows: rows.set_column(  # noqa: E731
+        rows.column_names.index("history_item_id"), "history_item_id", pa.array([[]] * len(rows), pa.list_(pa.string()))
+    )
+    with pytest.raises(UserError, match="no sequence to pre-train on; give more data"):
+        pretrain(made(tmp_path / "empty", nothing), tmp_path / "out", "srp4ctr", MODEL, SETTINGS, 1)
