@@ -105,11 +105,16 @@ class Registration:
         if judgement.verdict is not Verdict.PROMOTED or self.version is None:
             return judgement
         expected = self._compared_with(metrics.get("champion"))
+        before = aliases.alias_version(self.client, self.name, aliases.CANDIDATE)
         try:
             aliases.claim(self.client, self.name, self.version.version, expected, self.run.run_id)
         except aliases.ChampionMovedError as error:
             reason = f"{error}, with which this candidate was not compared: another run was faster; run again"
             return replace(judgement, verdict=Verdict.KEPT, reasons=(reason, *judgement.reasons))
+        # Kept back against a champion that is gone, the candidate before has no claim on users any more; one that was
+        # kept back since, against this one, has.
+        if before is not None and before == aliases.alias_version(self.client, self.name, aliases.CANDIDATE):
+            aliases.persist(self.client.delete_registered_model_alias, self.name, aliases.CANDIDATE)
         return judgement
 
     def log(self, findings: Findings, settings: GateSettings, lineage: Mapping[str, Any]) -> None:
@@ -154,8 +159,6 @@ class Registration:
             log.info("%s version %s registered; the champion stays", self.name, version)
             return
         champion = aliases.settle(self.client, self.name)[-1].version
-        # Kept back against a champion that is gone, the candidate before has no claim on users any more.
-        aliases.persist(self.client.delete_registered_model_alias, self.name, aliases.CANDIDATE)
         log.info("%s version %s registered; champion is version %s", self.name, version, champion)
 
     def _compared_with(self, champion: Mapping[str, Any] | None) -> str | None:

@@ -217,12 +217,13 @@ class Killed(BaseException):
         "set_tag",  # after the claim, before any verdict is said
         "update_model_version",
         "set_registered_model_alias",  # in the log, and no alias has moved
-        "delete_registered_model_alias",
+        "delete_registered_model_alias",  # the place is claimed, and who was kept back before still stands for it
     ],
 )
 def test_killed_at_any_write_the_same_run_again_finishes(dataset, bundle, made, monkeypatch, write):
     registered(dataset, bundle, made, "a", metrics())
     better = metrics(champion=champion(0.02, run_id="a"))
+    connect().set_registered_model_alias(client.model_name(dataset), aliases.CANDIDATE, "1")
 
     def kill(*args, **kwargs):
         raise Killed(write)
@@ -235,8 +236,23 @@ def test_killed_at_any_write_the_same_run_again_finishes(dataset, bundle, made, 
     assert judgement.verdict is Verdict.PROMOTED
     assert pointed(dataset) == ("2", "1")
     assert said(dataset) == [("promoted", "1"), ("promoted", "2")]
+    assert aliases.alias_version(connect(), client.model_name(dataset), aliases.CANDIDATE) is None
     versions = aliases.search_versions(connect(), client.model_name(dataset))
     assert {version.version: version.tags["tandem.verdict"] for version in versions} == {1: "promoted", 2: "promoted"}
+
+
+def test_who_is_kept_back_while_a_run_promotes_stays_candidate(dataset, bundle, made, monkeypatch):
+    registered(dataset, bundle, made, "a", metrics())
+    said_of = MlflowClient.update_model_version
+
+    def meanwhile(self, name, *args, **kwargs):  # after the claim: another run, which was slower, has been kept back
+        self.set_registered_model_alias(name, aliases.CANDIDATE, "1")
+        return said_of(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "update_model_version", meanwhile)
+    judgement, _ = registered(dataset, bundle, made, "b", metrics(champion=champion(0.02, run_id="a")))
+    assert judgement.verdict is Verdict.PROMOTED
+    assert aliases.alias_version(connect(), client.model_name(dataset), aliases.CANDIDATE) == "1"
 
 
 CHALLENGER = """
