@@ -92,8 +92,19 @@ class SRP4CTR(CollaborativeModel):
             own.feed_forward.load_state_dict(layer.feed_forward.state_dict())
 
     def encode(self, x: Tensor) -> Encoded:
-        """What a request's sequence gives, from ids [batch, W]."""
-        projected, tokens, there = self.encoder(self.encoder.events.ids(x))
+        """What the requests' sequences give, from ids [batch, W].
+
+        In evaluation each sequence is encoded once for all of its rows; in training every row draws its own dropout.
+        """
+        ids = self.encoder.events.ids(x)
+        if self.training or torch.compiler.is_exporting():
+            return self._encoded(ids)
+        different, place = torch.unique(ids.flatten(1), dim=0, return_inverse=True)
+        projected, queries, there = self._encoded(different.view(-1, *ids.shape[1:]))
+        return [(keys[place], values[place]) for keys, values in projected], queries[place], there[place]
+
+    def _encoded(self, ids: Tensor) -> Encoded:
+        projected, tokens, there = self.encoder(ids)
         return projected, self._asked(tokens, there), there
 
     def _asked(self, tokens: Tensor, there: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from components.models.registry import build_backbone, name_of
 from components.models.srp4ctr import SRP4CTR
 from components.run import aside, read_json
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 

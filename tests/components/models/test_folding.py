@@ -151,6 +151,23 @@ def test_a_sequence_is_read_once_for_all_candidates(name, changes):
                 torch.testing.assert_close(found, model(ids), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("cross", ["uni", "none"])
+def test_evaluation_encodes_a_sequence_once_for_the_rows_that_share_it(cross):
+    layout = layout_of(1, 3, 1, 1, 2, history=4)
+    model = model_of("srp4ctr", layout, SMALL.model_copy(update={"cross_attention": cross})).double()
+    ids = ids_of(layout, 15)
+    for slots in layout.history:  # of five requests in turn
+        ids[:, slots.start : slots.stop] = ids[:5, slots.start : slots.stop].repeat(3, 1)
+    encoded = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
+    with torch.no_grad():
+        found = model.eval()(ids)
+        alone = torch.cat([model(row) for row in ids.split(1)])
+        model.train()(ids)
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-10)
+    assert encoded == [5, *[1] * 15, 15]
+
+
 @pytest.mark.parametrize(("name", "changes"), [("srp4ctr", {}), ("autoint_history", {"text_rows": 5})])
 def test_the_files_of_a_sequence_model_equal_it(name, changes, tmp_path):
     layout = layout_of(1, 3, 1, 1, 2, history=4)
