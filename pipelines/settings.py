@@ -183,9 +183,12 @@ def _assign(content: dict[str, Any], path: list[str], value: Any, assignment: st
 
 
 def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    key, said = ".".join(str(part) for part in problem["loc"]), str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        # Of settings that do not go together; which ones they are is said, and a dump of all says nothing more.
+        return f"settings of {key}: {said}" if key else said
     if problem["type"] != "extra_forbidden":
-        return f"setting '{key}': {str(problem['msg']).removeprefix('Value error, ')}, not {problem['input']!r}"
+        return f"setting '{key}': {said}, not {problem['input']!r}"
     section = RunSettings().model_dump(by_alias=True)
     for part in problem["loc"][:-1]:
         section = section[part]

@@ -330,6 +330,8 @@ def test_arms_that_score_with_the_plm_are_evaluated_and_not_registered(tmp_path)
 
 
 def test_strategies_that_cannot_be_are_refused_before_anything_runs():
+    with pytest.raises(UserError, match=r"^settings of reconstruct: icl_weight, .* are all 0; leave one of them on$"):
+        parse_settings({"reconstruct": dict.fromkeys(("icl_weight", "mlm_weight", "mtm_weight"), 0)}, [])
     with pytest.raises(UserError, match=r"never served.*leave id among them"):
         training_pipeline(parse_settings({"method": "flip", "strategies": ["plm", "both"]}, []))
     with pytest.raises(UserError, match="write --method flip"):
