@@ -257,7 +257,7 @@ def test_what_is_reported_to_the_service_enters_the_users_history(engine, cluste
     assert post(f"{service}/feedback", {"events": [event]}) == {"recorded": 1}
     with running(engine, PUSH, push["args"], environment={**literals, **stores, **own}, mounts=mounts) as container:
         deadline = time.monotonic() + 120
-        while b"1 histories brought up to what was reported" not in (said := container.logs()):
+        while b"1 users brought up to what was reported" not in (said := container.logs()):
             assert time.monotonic() < deadline, said.decode()
             time.sleep(0.5)
         looks = push["livenessProbe"]["exec"]["command"]
