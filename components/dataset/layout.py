@@ -48,7 +48,7 @@ class FieldSlots:
 
 @dataclass(frozen=True)
 class PartColumns:
-    """The columns of some sides' layout, [part's width], among the `width` columns of the whole one.
+    """The columns of another layout, the part, [its width], among the `width` columns of the whole one.
 
     An id of column i of the part is that of column `columns[i]` of the whole less `shift[i]`; padding stays padding.
     """
@@ -122,9 +122,12 @@ class InputLayout:
 
     def part(self, sides: Collection[str]) -> PartColumns:
         """Where the columns of `of(sides)` lie in this layout, and by how much their ids differ."""
-        part = self.of(sides)
-        columns, shift = (np.zeros(part.width, dtype=np.int64) for _ in range(2))
-        for slots in (*part.fields, *part.history):
+        return self.columns_of(self.of(sides))
+
+    def columns_of(self, other: InputLayout) -> PartColumns:
+        """Where another layout's columns lie in this one, which has its fields, and by how much their ids differ."""
+        columns, shift = (np.zeros(other.width, dtype=np.int64) for _ in range(2))
+        for slots in (*other.fields, *other.history):
             whole = self.field(slots.name)
             columns[slots.start : slots.stop] = np.arange(whole.start, whole.stop)
             shift[slots.start : slots.stop] = whole.offset - slots.offset

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from components.dataset.bundle import GOLDEN, ITEMS, MODEL, RANKER, VOCABULARY, Bundle, write_manifest
 from components.dataset.embeddings import EmbeddingSet
 from components.dataset.errors import UserError
-from components.dataset.layout import CANDIDATE, PADDING, REQUEST, InputLayout
+from components.dataset.layout import CANDIDATE, REQUEST, InputLayout
 from components.dataset.scoring import FoldedModel
 from components.dataset.vocabulary import Vocabulary
 from components.models.plm import PlmSpec
@@ -193,7 +193,7 @@ def _refuse_changed(bundle: Bundle, larger: Path, layout: InputLayout, folded: b
     golden = bundle.golden()
     encoded = bundle.encode({name: golden[name] for name in golden.column_names})
     before = np.concatenate([encoded, random_ids(small)])
-    after = moved(before, small, layout)
+    after = small.columns_of(layout).taken(before)
     pairs = [(onnx_probabilities(bundle.model_path, before), onnx_probabilities(larger / MODEL, after))]
     if folded != (bundle.folded is not None):
         raise RuntimeError(f"{bundle.path}: the larger model is {'' if folded else 'not '}folded, unlike this one")
@@ -216,12 +216,3 @@ def _of_requests(bundle: Path, ids: Ids, layout: InputLayout) -> list[Any]:
     parts = folded.parts(layout.ids_of(CANDIDATE, ids))
     asked = np.linspace(0, len(ids) - 1, REQUESTS).astype(int)
     return [folded.probabilities(layout.ids_of(REQUEST, ids[place : place + 1]), parts) for place in asked]
-
-
-def moved(ids: Ids, small: InputLayout, large: InputLayout) -> Ids:
-    """Ids [n, width] of a layout as those of one in which the same fields have more values."""
-    found = ids.copy()
-    for before, after in zip((*small.fields, *small.history), (*large.fields, *large.history), strict=True):
-        own = ids[:, before.start : before.stop]
-        found[:, before.start : before.stop] = np.where(own == PADDING, PADDING, own - before.offset + after.offset)
-    return found

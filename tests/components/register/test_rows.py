@@ -15,7 +15,7 @@ from components.models.config import BackboneConfig
 from components.models.registry import build_backbone
 from components.register import rows
 from components.register.export import Source, torch_probabilities, write_bundle
-from components.register.rows import _refuse_changed, moved, write_larger
+from components.register.rows import _refuse_changed, write_larger
 from components.register.settings import RunInfo
 from components.registry.client import Registered
 from components.registry.rows import refuse_without_maps
@@ -90,7 +90,7 @@ def test_ids_move_with_their_fields(grown):
     bundle, _, vocabulary = grown
     golden = bundle.golden()
     columns = {name: golden[name] for name in golden.column_names}
-    ids = moved(bundle.vocabulary.encode(columns), bundle.vocabulary.layout, vocabulary.layout)
+    ids = bundle.vocabulary.layout.columns_of(vocabulary.layout).taken(bundle.vocabulary.encode(columns))
     np.testing.assert_array_equal(ids, vocabulary.encode(columns))
 
 
