@@ -38,7 +38,7 @@ demo: $(READY) ## Run the whole training chain on the embedded sample data set
 test test-services test-containers: export OMP_NUM_THREADS := 1
 
 test: $(READY) ## Run all tests that need no server of their own
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not services and not containers'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 60 -m 'not services and not containers'
 
 test-services: $(SPARK) ## Run the tests that start real servers (Redis, PostgreSQL, S3, Spark); an absent one is said
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m services
