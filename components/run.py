@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from components import webhook
 from components.dataset.errors import UserError, ValidationStoppedError
 
 log = logging.getLogger("tandem")
@@ -23,8 +22,8 @@ log = logging.getLogger("tandem")
 STEPS = "steps.json"
 #: In a folder of checkpoints to begin with: whose they are; empty where training starts anew.
 CHAMPION = "champion.json"
-#: In the run's folder: the step that failed, and why.
-FAILURE = "failure.json"
+#: In the run's folder: the step that failed last, why and when; and the verdict on the candidate, with the gate card.
+FAILURE, VERDICT = "failure.json", "verdict.json"
 #: How it names the errors that are not faults of ours.
 KINDS = {UserError: "user", ValidationStoppedError: "validation"}
 
@@ -83,11 +82,7 @@ def step(name: str, output: Path | None = None, inputs: Iterable[Path] = ()) -> 
     except Exception as error:
         kind = next((kind for type_, kind in KINDS.items() if isinstance(error, type_)), "error")
         message = str(error) or type(error).__name__
-        write_json(folder / FAILURE, {"kind": kind, "step": name, "message": message})
-        named = os.environ.get("TANDEM_RUN_DIR") or os.environ.get("TANDEM_RUN_ID")
-        run = folder.name if named else None
-        said = f"Tandem run{f' {run}' if run else ''}: step {name} failed ({kind}): {message}"
-        webhook.tell(said, event="failed", step=name, kind=kind, message=message, run_id=run)
+        write_json(folder / FAILURE, {"kind": kind, "step": name, "message": message, "at": round(time.time(), 3)})
         raise
     record = StepRecord(name, round(began, 3), round(time.perf_counter() - started, 3), _gpus())
     if output is not None:

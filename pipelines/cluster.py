@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from components.dataset.errors import UserError
 from pipelines.settings import RunSettings
+
+if TYPE_CHECKING:
+    from kfp.dsl.base_component import BaseComponent
 
 PipelineKind = Literal["training", "materialize", "materialize+rows"]
 #: Parameters of each kind that are settings; training has them all.
@@ -93,8 +97,14 @@ class Cluster:
             found = self.call(self.client.run_pipeline, self.experiment_id, name, str(package), **given)
         return str(found.run_id)
 
-    def follow(self, run_id: str, seconds: float, tell: Callable[[str], None]) -> Any:
-        """Wait for a run's end, and tell each task's change of state; the run as it ended.
+    def follow(self, run_id: str, tasks: Mapping[str, str], seconds: float, tell: Callable[[str], None]) -> Any:
+        """Wait for a run's end, and tell each step's change of state; the run as it ended.
+
+        Args:
+            run_id: The run.
+            tasks: The step that each task of the pipeline is, by the task's name.
+            seconds: Between two looks.
+            tell: Is told lines.
 
         Raises:
             UserError: as `call` does.
@@ -103,27 +113,41 @@ class Cluster:
         while True:
             run = self.call(self.client.get_run, run_id)
             for task in (run.run_details.task_details if run.run_details else None) or []:
-                if task.state and seen.get(task.task_id) != task.state:
+                if task.display_name in tasks and task.state and seen.get(task.task_id) != task.state:
                     seen[task.task_id] = task.state
-                    tell(f"{task.display_name}: {task.state.lower()}")
+                    tell(f"{tasks[task.display_name]}: {task.state.lower()}")
             if run.state in ENDED:
                 return run
             time.sleep(seconds)
 
 
-def failing_step(run: Any) -> str:
-    """The first task of a run that failed, with what is known of its error."""
-    tasks = (run.run_details.task_details if run.run_details else None) or []
-    failed = [task for task in tasks if task.state == "FAILED"]
-    message = run.error.message if run.error else ""
+def failing_step(run: Any, tasks: Mapping[str, str]) -> str:
+    """The step of a run that failed first.
+
+    The API bears no reasons (kubeflow/pipelines#14007): those are in the step's log and in what the webhook is told.
+
+    Args:
+        run: As the API tells of it.
+        tasks: The step that each task of the pipeline is, by the task's name. The API's own tasks are all of the
+            Workflow's nodes: graphs, drivers and tries too, of which one that failed may have been made good.
+    """
+    details = (run.run_details.task_details if run.run_details else None) or []
+    failed = [one for one in details if one.state == "FAILED" and one.display_name in tasks]
     if not failed:
-        return message or "no task says why"
-    said = failed[0].error.message if failed[0].error else message
-    return f"{failed[0].display_name}: {said or 'see its log'}"
+        return (run.error.message if run.error else "") or "no step says why; see the run's graph"
+    first = min(failed, key=lambda one: one.end_time.timestamp() if one.end_time else math.inf)
+    return f"{tasks[first.display_name]}; see its log"
 
 
-def pipeline_of(kind: PipelineKind, settings: RunSettings) -> Any:
-    """The pipeline of a kind, with the settings as its defaults."""
+def pipeline_of(kind: PipelineKind, settings: RunSettings) -> BaseComponent:
+    """What a cluster runs: the pipeline of a kind, with the settings as its defaults and its exit handler."""
+    from pipelines.exit_handler import with_exit_handler
+
+    return with_exit_handler(steps_of(kind, settings))
+
+
+def steps_of(kind: PipelineKind, settings: RunSettings) -> BaseComponent:
+    """The pipeline of a kind without its exit handler."""
     from pipelines.materialize import materialize_pipeline, rows_pipeline
     from pipelines.training import training_pipeline
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.dataset.catalog import load_spec
 from components.dataset.errors import UserError, ValidationStoppedError
+from components.notify.report import LOST, Failure, report, said
 from components.run import FAILURE, home, read_json
 from pipelines.settings import RunSettings
 
@@ -164,7 +166,7 @@ def _rows_added(dataset: str, found: Path) -> dict[str, Any]:
 
 
 def execute(pipeline: BaseComponent, arguments: dict[str, Any], folder: Path, follow: bool) -> dict[str, Any]:
-    """Run a pipeline with its artefacts and logs in a new folder; its outputs by name.
+    """Run a pipeline with its artefacts and logs in a new folder, and tell how it ended; its outputs by name.
 
     Raises:
         UserError, ValidationStoppedError, RuntimeError: what the step that failed said.
@@ -173,8 +175,21 @@ def execute(pipeline: BaseComponent, arguments: dict[str, Any], folder: Path, fo
     _set_environment(folder)
     log = folder / "run.log"
     log.touch()
-    with _following(log, follow), _captured(folder / "kfp.log"):
-        return _execute(pipeline, arguments, folder)
+    try:
+        with _following(log, follow), _captured(folder / "kfp.log"):
+            outputs = _execute(pipeline, arguments, folder)
+    except Exception as error:
+        told = said(folder)
+        report(folder, [told[0] if told else _lost(error)])
+        raise
+    report(folder, [])
+    return outputs
+
+
+def _lost(error: Exception) -> Failure:
+    """What kfp says of a step that was killed before it could say anything."""
+    named = re.search(r"Inner task failed: '([^']+)'", str(error))
+    return Failure(named[1] if named else "unknown", LOST, str(error))
 
 
 def _set_environment(folder: Path) -> None:
@@ -215,7 +230,9 @@ def _explained(folder: Path, error: Exception) -> Exception:
     """The error of the step that failed, as it told it in failure.json."""
     told = folder / FAILURE
     if not told.exists():
-        return RuntimeError(f"{error}; see {folder / 'kfp.log'}")
+        # kfp's words are coloured, as for a terminal.
+        plain = re.sub(r"\x1b\[\d+m", "", str(error))
+        return RuntimeError(f"{plain}; see {folder / 'kfp.log'}")
     failure = read_json(told)
     if failure["kind"] == "user":
         return UserError(failure["message"])

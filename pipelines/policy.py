@@ -7,6 +7,8 @@ pod security standard.
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from kfp import dsl, kubernetes
 
@@ -16,13 +18,14 @@ from components.image import TRAIN_IMAGE
 #: Addresses and places, the same for every task.
 CONFIG_MAP = "tandem-config"
 CONFIG = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "TANDEM_FEAST", "TANDEM_HOME", "TANDEM_DATA")
-#: Credentials of every task, key by key the environment variable of the same name.
+#: Credentials of every step, key by key the environment variable of the same name.
 SECRETS = {
     "tandem-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "tandem-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "tandem-feast": ("TANDEM_FEAST_REGISTRY", "TANDEM_FEAST_REDIS"),
-    "tandem-webhook": ("TANDEM_WEBHOOK",),
 }
+#: Credentials of the exit handler, which alone has these and none of the others.
+EXIT_SECRETS = {"tandem-webhook": ("TANDEM_WEBHOOK",)}
 #: The claim of the volume that all steps share (source data, published features, kept encodings), and where it lies.
 STATE_CLAIM, STATE_PATH = "tandem-state", "/var/lib/tandem"
 #: What a task may write to besides, so that its root file system can be read-only: its HOME and its scratch.
@@ -33,6 +36,31 @@ USER = 10001
 GPU = "nvidia.com/gpu"
 GPU_NODES = ("tandem.dev/accelerator", "gpu")
 PINNED = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a class of task is borne with, in seconds: before its first further try and, doubled each time, at most.
+
+    `limit` is for each try: Kubernetes ends its pod then.
+    """
+
+    retries: int
+    first: int
+    longest: int
+    limit: int
+
+    def grant(self, task: dsl.PipelineTask) -> None:
+        """Let a task have it."""
+        before, longest = f"{self.first}s", f"{self.longest}s"
+        task.set_retry(self.retries, backoff_duration=before, backoff_factor=2.0, backoff_max_duration=longest)
+        kubernetes.set_timeout(task, seconds=self.limit)
+
+
+#: A lost node; a node that is pre-empted, maybe more than once while the cluster is full; a webhook that is waited for.
+CPU_PATIENCE = Patience(retries=2, first=30, longest=600, limit=4 * 3600)
+GPU_PATIENCE = Patience(retries=5, first=60, longest=1800, limit=12 * 3600)
+EXIT_PATIENCE = Patience(retries=2, first=30, longest=120, limit=600)
 
 
 def check_pinned(image: str) -> None:
@@ -48,8 +76,8 @@ def check_pinned(image: str) -> None:
         )
 
 
-def _common(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    for secret, keys in SECRETS.items():
+def _common(task: dsl.PipelineTask, secrets: Mapping[str, Sequence[str]] = SECRETS) -> dsl.PipelineTask:
+    for secret, keys in secrets.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG}, optional=True)
     # Steps of one run write beside each other, and not among those of another run.
@@ -66,10 +94,9 @@ def _common(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def on_cpu(task: dsl.PipelineTask, cpu: str = "2", memory: str = "8Gi") -> dsl.PipelineTask:
-    """A task without an accelerator; tried again twice after a lost node."""
+    """A task without an accelerator."""
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
-    task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="10m")
-    kubernetes.set_timeout(task, seconds=4 * 3600)
+    CPU_PATIENCE.grant(task)
     return _common(task)
 
 
@@ -83,8 +110,15 @@ def on_gpu(task: dsl.PipelineTask, cpu: str = "4", memory: str = "32Gi") -> dsl.
     """A task on one GPU node, which may be pre-empted: limit, selector and toleration belong together."""
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     task.set_accelerator_type(GPU).set_accelerator_limit(1)
-    task.set_retry(num_retries=5, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="30m")
     kubernetes.add_node_selector(task, *GPU_NODES)
     kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
-    kubernetes.set_timeout(task, seconds=12 * 3600)
+    GPU_PATIENCE.grant(task)
     return _common(task)
+
+
+def on_exit(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The exit handler: a small task that reads how the run ended, and is handed where to read it."""
+    task.set_cpu_request("500m").set_cpu_limit("1").set_memory_request("512Mi").set_memory_limit("1Gi")
+    EXIT_PATIENCE.grant(task)
+    kubernetes.use_field_path_as_env(task, "TANDEM_NAMESPACE", "metadata.namespace")
+    return _common(task, EXIT_SECRETS)

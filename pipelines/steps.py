@@ -6,6 +6,7 @@ from components.encode.component import encode
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.materialize.component import materialize
+from components.notify.component import notify
 from components.pretrain.component import pretrain
 from components.prompt_transform.component import prompt_transform
 from components.prompt_transform.newcomers_component import newcomers
@@ -24,6 +25,7 @@ __all__ = [
     "finetune",
     "materialize",
     "newcomers",
+    "notify",
     "pretrain",
     "prompt_transform",
     "reconstruct",

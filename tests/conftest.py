@@ -11,6 +11,9 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from components.notify.webhook import ADDRESS
+from components.run import write_json
+from tests.components.listener import listening
 from tests.pipelines.shop import CUT, QUICKLY, tandem, write_shop
 
 # PySpark takes a process whose main module has neither a file nor a spec, as a worker of xdist has, for one that runs
@@ -43,7 +46,8 @@ def made_once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], No
 
 @pytest.fixture(scope="session")
 def shop(made_once) -> Path:
-    """The folder of a shop with a home that holds a deployed model, and `first.json`: what its run printed.
+    """The folder of a shop with a home that holds a deployed model, and what its run printed (`first.json`) and told
+    the webhook (`told.json`).
 
     The run saw three quarters of the log. Nothing else may be run in this home: tests of followers copy it.
     """
@@ -51,8 +55,11 @@ def shop(made_once) -> Path:
     def fill(folder: Path) -> None:
         window = f"/{CUT:%Y-%m-%dT%H:%M:%S}"
         arguments = ["--dataset", write_shop(folder), "--run-id", "first", "--window", window, "--json", *QUICKLY]
-        done = tandem("run", *arguments, home=folder / "home")
+        with listening() as (listener, address), pytest.MonkeyPatch.context() as patch:
+            patch.setenv(ADDRESS, address)
+            done = tandem("run", *arguments, home=folder / "home")
         assert done.returncode == 0, done.stderr
+        write_json(folder / "told.json", listener.told)
         (folder / "first.json").write_text(done.stdout.splitlines()[-1])
 
     return made_once("deployed-shop", fill)

@@ -12,8 +12,8 @@ from components.deploy.step import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {"validate", "retrieve", "prompt_transform", "encode", "align", "finetune", "evaluate", "register", "deploy"}
-STEPS |= {"materialize", "pretrain", "reconstruct"}
-BASE = {"components.dataset", "components.run", "components.webhook"}
+STEPS |= {"materialize", "notify", "pretrain", "reconstruct"}
+BASE = {"components.dataset", "components.run"}
 LIBRARY = BASE | {"components.models", "components.objectives", "components.training"}
 
 #: Which of our rooms each room may import; its own modules go without saying.
@@ -24,7 +24,6 @@ ALLOWED = {
     "components.training": LIBRARY,
     "components.registry": BASE,
     "components.run": BASE,
-    "components.webhook": set(),
     "components.image": set(),
     "feature_repo": BASE,
     "serving": BASE,

@@ -26,7 +26,6 @@ SOURCES = (
     "serving/*.py",
     "components/__init__.py",
     "components/run.py",
-    "components/webhook.py",
     "components/dataset/*.py",
 )
 PROJECT = Path(__file__).resolve().parents[2]

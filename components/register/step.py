@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import webhook
 from components.dataset.errors import UserError
 from components.models.plm import PlmSpec
 from components.register.card import gate_card as card_text
@@ -20,7 +19,7 @@ from components.register.proof import UsedPlm
 from components.register.registration import Kept, Registration
 from components.register.report import Findings, Outcome, render
 from components.register.settings import GateSettings, RunInfo
-from components.run import STEPS, aside, read_json
+from components.run import STEPS, VERDICT, aside, read_json, run_dir, write_json
 from components.training.warm import CANDIDATE, COLLABORATIVE
 
 log = logging.getLogger("tandem.register")
@@ -93,7 +92,8 @@ def register(
     card = gate_card.read_text(encoding="utf-8")
     registration.conclude(final, card)
     facts = {"run_id": run.run_id, "dataset": run.dataset, "verdict": str(final.verdict), "model_version": version}
-    webhook.tell(card, event="judged", reasons=list(final.reasons), **facts)
+    # For whoever tells how the run ended, when it has.
+    write_json(run_dir() / VERDICT, {"text": card, "reasons": list(final.reasons), **facts})
     log.info("verdict: %s; %s", final.verdict, "; ".join(final.reasons))
     return RegisterResult(final.verdict, list(final.reasons), version)
 

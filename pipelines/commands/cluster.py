@@ -96,12 +96,14 @@ def submit(
     """Start one run on Kubeflow Pipelines, print its id, and follow it; a run that fails is a fault (exit code 1)."""
     chosen = {"method": method.value, "backbone": backbone, "window": window, "warm_start": warm_start, "nodes": nodes}
     settings = settings_of(config, assignments, dataset=dataset, **chosen)
-    from pipelines.cluster import Cluster, failing_step
+    from pipelines.cluster import Cluster, failing_step, steps_of
+    from pipelines.exit_handler import task_names
 
     cluster = Cluster(host, namespace, experiment, account, unpinned)
     run_id = cluster.start(f"{pipeline.value} {settings.dataset}", pipeline.value, settings)
     print(run_id, flush=True)
     if follow:
-        run = cluster.follow(run_id, seconds, lambda line: print(line, file=sys.stderr))
+        tasks = dict(task_names(steps_of(pipeline.value, settings)))
+        run = cluster.follow(run_id, tasks, seconds, lambda line: print(line, file=sys.stderr))
         if run.state != "SUCCEEDED":
-            raise RuntimeError(f"run {run_id} {run.state.lower()}: {failing_step(run)}")
+            raise RuntimeError(f"run {run_id} {run.state.lower()}: {failing_step(run, tasks)}")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.policy import CONFIG, CONFIG_MAP, SECRETS, STATE_CLAIM, STATE_PATH, USER
+from components.notify.workflow import WORKFLOWS
+from pipelines.policy import CONFIG, CONFIG_MAP, EXIT_SECRETS, SECRETS, STATE_CLAIM, STATE_PATH, USER
 from serving.settings import ServeSettings
 from tests.pipelines.shop import tandem
 
@@ -138,7 +139,7 @@ def test_what_the_compiled_pipeline_asks_for_is_there(objects):
     assert config["metadata"]["name"] == CONFIG_MAP
     assert set(config["data"]) <= set(CONFIG)
     assert config["data"]["TANDEM_HOME"] == STATE_PATH
-    assert {found["metadata"]["name"] for found in of_kind(inside, "ExternalSecret")} == set(SECRETS)
+    assert {found["metadata"]["name"] for found in of_kind(inside, "ExternalSecret")} == {*SECRETS, *EXIT_SECRETS}
     assert [found["metadata"]["name"] for found in of_kind(inside, "PersistentVolumeClaim")] == [STATE_CLAIM]
 
 
@@ -353,6 +354,12 @@ def test_the_service_has_no_rights_in_the_cluster(objects):
     (role,) = of_kind(objects, "Role")
     for rule in role["rules"]:
         assert "*" not in {*rule["verbs"], *rule["resources"], *rule["apiGroups"]}
+
+
+def test_the_exit_handler_may_read_the_workflow(objects):
+    group, _, resource = WORKFLOWS
+    (role,) = of_kind(objects, "Role")
+    assert {"apiGroups": [group], "resources": [resource], "verbs": ["get"]} in role["rules"]
 
 
 @pytest.mark.slow

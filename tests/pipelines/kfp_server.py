@@ -88,14 +88,18 @@ def made(kind, content):
 
 
 def advanced(run):
-    """The run after one more look at it: two tasks, one after the other."""
+    """The run after one more look at it: two tasks, one after the other, the first of which is tried twice."""
     run["looked_at"] += 1
     fails = (run.get("runtime_config") or {}).get("parameters", {}).get("seed") == 13
     looked = run["looked_at"]
     second = ("FAILED" if fails else "SUCCEEDED") if looked > 2 else "RUNNING"
-    error = {"error": {"code": 1, "message": "no such column"}} if second == "FAILED" else {}
-    tasks = [{"task_id": "1", "display_name": "validate", "state": "SUCCEEDED" if looked > 1 else "RUNNING"}]
-    tasks += [{"task_id": "2", "display_name": "retrieve", "state": second, **error}] if looked > 1 else []
+    nodes = [("root", second), ("root-driver", "SUCCEEDED"), ("exit-handler-1", second)]
+    nodes += [("validate-driver", "SUCCEEDED"), ("executor(0)", "FAILED")]
+    nodes += [(name, "SUCCEEDED" if looked > 1 else "RUNNING") for name in ("executor(1)", "validate")]
+    if looked > 1:
+        nodes += [("retrieve-driver", "SUCCEEDED"), ("executor(0)", second), ("retrieve", second)]
+    # The nodes of the Workflow, as the backend knows them: by their names alone, and without a reason.
+    tasks = [{"task_id": str(place), "display_name": name, "state": state} for place, (name, state) in enumerate(nodes)]
     run |= {"run_details": {"task_details": tasks}, "state": second if looked > 2 else "RUNNING"}
     return shown(run)
 

@@ -13,19 +13,25 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from kfp import compiler
+from kfp import compiler, dsl
 
 from components.dataset.errors import UserError
-from pipelines.cluster import pipeline_of
+from pipelines.cluster import pipeline_of, steps_of
+from pipelines.exit_handler import task_names
 from pipelines.policy import (
     CONFIG,
     CONFIG_MAP,
+    CPU_PATIENCE,
+    EXIT_PATIENCE,
+    EXIT_SECRETS,
     GPU,
+    GPU_PATIENCE,
     SCRATCH,
     SECRETS,
     STATE_CLAIM,
     STATE_PATH,
     USER,
+    Patience,
     check_pinned,
 )
 from pipelines.settings import Method, parse_settings
@@ -36,6 +42,8 @@ METHODS = get_args(Method)
 PIPELINES = (*METHODS, "materialize", "materialize+rows")
 KINDS = ("parameters", "artifacts")
 OUTPUTS = "outputDefinitions"
+#: The exit handler's task, and the group around which it is.
+EXIT, GROUP = "notify", "comp-exit-handler-1"
 ON_GPU = {"encode", "align", "pretrain", "reconstruct", "finetune", "finetune-2"}
 
 
@@ -166,19 +174,24 @@ def test_every_reference_in_the_ir_resolves(documents):
 
 def looped(spec: dict[str, Any]) -> dict[str, Any]:
     """The task that is run once for each shard."""
-    return next(task for task in spec["root"]["dag"]["tasks"].values() if "parameterIterator" in task)
+    return next(task for task in steps(spec).values() if "parameterIterator" in task)
+
+
+def steps(spec: dict[str, Any]) -> dict[str, Any]:
+    """The tasks of the pipeline, which all are in the exit handler's group."""
+    return spec["components"][GROUP]["dag"]["tasks"]
 
 
 #: Damage to the IR of `ctrl`, each with a word of what is said of it.
 DAMAGE: dict[str, tuple[Any, str]] = {
     "an executor": (lambda spec: spec["deploymentSpec"]["executors"].pop("exec-align"), "exec-align"),
     "a component": (lambda spec: spec["components"].pop("comp-align"), "align"),
-    "a task": (lambda spec: spec["root"]["dag"]["tasks"].pop("evaluate"), "evaluate"),
+    "a task": (lambda spec: steps(spec).pop("evaluate"), "evaluate"),
     "an output": (
         lambda spec: spec["components"]["comp-retrieve"]["outputDefinitions"]["artifacts"].pop("training_set"),
         "training_set",
     ),
-    "an input": (lambda spec: spec["root"]["dag"]["tasks"]["align"]["inputs"]["artifacts"].pop("prompts"), "prompts"),
+    "an input": (lambda spec: steps(spec)["align"]["inputs"]["artifacts"].pop("prompts"), "prompts"),
     "a parameter": (lambda spec: spec["root"]["inputDefinitions"]["parameters"].pop("dataset"), "dataset"),
     "what is looped over": (
         lambda spec: looped(spec)["inputs"]["parameters"].pop(
@@ -222,21 +235,23 @@ def test_every_task_is_on_the_policy(documents):
     assert set(configs) == set(containers)
     for name, config in configs.items():
         secrets = {entry["secretName"]: entry for entry in config["secretAsEnv"]}
-        assert set(secrets) == set(SECRETS), name
-        for secret, keys in SECRETS.items():
+        wanted = EXIT_SECRETS if name == EXIT else SECRETS
+        assert set(secrets) == set(wanted), name
+        for secret, keys in wanted.items():
             assert {pair["envVar"] for pair in secrets[secret]["keyToEnv"]} == set(keys)
             assert secrets[secret]["optional"], "a laptop cluster has none of them"
         (mapped,) = config["configMapAsEnv"]
         assert mapped["configMapName"] == CONFIG_MAP
         assert {pair["envVar"] for pair in mapped["keyToEnv"]} == set(CONFIG)
         assert config["securityContext"] == {"runAsNonRoot": True, "runAsUser": str(USER), "runAsGroup": str(USER)}
-        assert config["fieldPathAsEnv"] == [{"name": "TANDEM_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
+        paths = {entry["name"]: entry["fieldPath"] for entry in config["fieldPathAsEnv"]}
+        own = {"TANDEM_NAMESPACE": "metadata.namespace"} if name == EXIT else {}
+        assert paths == {"TANDEM_RUN_ID": "metadata.labels['pipeline/runid']", **own}
         (state,) = config["pvcMount"]
         assert (state["constant"], state["mountPath"]) == (STATE_CLAIM, STATE_PATH)
         scratch = {mount["volumeName"]: mount["mountPath"] for mount in config["emptyDirMounts"]}
         assert scratch == SCRATCH, "a root file system that is read-only needs them"
         assert config["imagePullPolicy"] == "IfNotPresent"
-        assert int(config["activeDeadlineSeconds"]) >= 3600
         resources = containers[name]["resources"]
         assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(resources), name
 
@@ -278,11 +293,56 @@ def test_gpu_tasks_and_only_they_ask_for_gpus(documents):
             assert "nodeSelector" not in config
 
 
-def test_every_task_is_tried_again_on_a_cluster(documents):
+def patience_of(step: str) -> Patience:
+    return EXIT_PATIENCE if step == EXIT else GPU_PATIENCE if step in ON_GPU else CPU_PATIENCE
+
+
+def test_every_task_is_tried_again_and_given_up_as_the_policy_says(documents):
+    configs = executor_configs(documents)
     for graph in graphs(documents[0]).values():
         for name, task in graph["tasks"].items():
-            if "executorLabel" in documents[0]["components"][task["componentRef"]["name"]]:
-                assert task["retryPolicy"]["maxRetryCount"] >= 2, name
+            if "executorLabel" not in documents[0]["components"][task["componentRef"]["name"]]:
+                assert "retryPolicy" not in task, f"{name}: a graph's retries would multiply those of its tasks"
+                continue
+            granted = patience_of(name)
+            assert task["retryPolicy"] == {
+                "maxRetryCount": granted.retries,
+                "backoffDuration": f"{granted.first}s",
+                "backoffFactor": 2.0,
+                "backoffMaxDuration": f"{granted.longest}s",
+            }, name
+            assert int(configs[name]["activeDeadlineSeconds"]) == granted.limit, name
+
+
+def test_a_pre_empted_node_is_waited_for_longer_than_a_lost_one():
+    """And a webhook least of all: the run's pods are there until its exit handler has ended."""
+    waits = [
+        sum(min(granted.first * 2**number, granted.longest) for number in range(granted.retries))
+        for granted in (GPU_PATIENCE, CPU_PATIENCE, EXIT_PATIENCE)
+    ]
+    assert waits[0] >= 1800 > waits[1] >= waits[2]
+    assert GPU_PATIENCE.limit > CPU_PATIENCE.limit >= 3600 > EXIT_PATIENCE.limit
+
+
+def test_the_end_of_the_whole_pipeline_is_told(name, documents):
+    """The exit handler is around every step, runs whatever became of them, and is handed their names."""
+    spec = documents[0]
+    tasks = spec["root"]["dag"]["tasks"]
+    assert set(tasks) == {EXIT, GROUP.removeprefix("comp-")}
+    assert tasks[EXIT]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert tasks[EXIT]["dependentTasks"] == [GROUP.removeprefix("comp-")]
+    given = {key: value["runtimeValue"]["constant"] for key, value in tasks[EXIT]["inputs"]["parameters"].items()}
+    assert given["workflow"] == dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER
+    run = {
+        task: content["taskInfo"]["name"]
+        for graph in graphs(spec).values()
+        for task, content in graph["tasks"].items()
+        if "executorLabel" in spec["components"][content["componentRef"]["name"]] and task != EXIT
+    }
+    assert given["tasks"] == run
+    kind = "training" if name in METHODS else name
+    without = steps_of(kind, parse_settings({"method": name} if name in METHODS else {}, []))
+    assert set(run) == set(dict(task_names(without)))
 
 
 def test_deploy_is_handed_nothing_of_the_language_model(documents):

@@ -51,6 +51,13 @@ def test_every_path_that_is_named_exists(ran):
     assert "<html" in Path(result["paths"]["report"]).read_text()[:1000]
 
 
+def test_the_webhook_is_told_the_gate_card_once(ran):
+    folder, result = ran
+    (told,) = json.loads((folder / "told.json").read_text())
+    assert (told["event"], told["verdict"], told["run_id"]) == ("judged", "promoted", "first")
+    assert told["text"] == Path(result["paths"]["gate_card"]).read_text()
+
+
 def test_the_ledger_counts_what_every_step_cost(ran):
     _, result = ran
     cost = json.loads((Path(result["paths"]["evaluation"]) / "lift.json").read_text())["cost"]

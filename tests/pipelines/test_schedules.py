@@ -21,6 +21,8 @@ from tests.pipelines.shop import ROOT, tandem
 DAILY = {"name": "daily", "cron": "0 3 * * *", "settings": {"dataset": "sample", "method": "collaborative"}}
 HOURLY = {"name": "hourly", "pipeline": "materialize", "cron": "15 * * * *"}
 WEEKLY = {"name": "weekly", "cron": "0 5 * * 1", "time_zone": "Europe/Berlin", "pipeline": "materialize"}
+#: Of the pipelines, the tasks that the server knows.
+TASKS = {"validate": "validate", "retrieve": "retrieve"}
 
 
 class Server:
@@ -167,7 +169,7 @@ def test_run_now_starts_no_run_beside_another(cluster, tmp_path):
     with pytest.raises(UserError, match=run_id):
         run_now(cluster, schedule)
     lines = []
-    assert cluster.follow(run_id, 0.01, lines.append).state == "SUCCEEDED"
+    assert cluster.follow(run_id, TASKS, 0.01, lines.append).state == "SUCCEEDED"
     assert lines == ["validate: running", "validate: succeeded", "retrieve: running", "retrieve: succeeded"]
     assert run_now(cluster, schedule) != run_id
 
@@ -195,8 +197,8 @@ def test_an_image_without_a_digest_starts_nothing(server, cluster, tmp_path):
 
 def test_a_run_that_fails_names_its_step(cluster):
     run_id = cluster.start("one", "training", parse_settings({"method": "collaborative", "seed": 13}, []))
-    run = cluster.follow(run_id, 0.01, lambda _: None)
-    assert (run.state, failing_step(run)) == ("FAILED", "retrieve: no such column")
+    run = cluster.follow(run_id, TASKS, 0.01, lambda _: None)
+    assert (run.state, failing_step(run, TASKS)) == ("FAILED", "retrieve; see its log")
 
 
 def test_the_server_refuses_what_the_api_does_not_know(cluster):
@@ -255,5 +257,6 @@ def test_the_commands(server, tmp_path, monkeypatch):
     assert "retrieve: succeeded" in good.stderr
     bad = tandem(*submitted, "--set", "seed=13")
     assert bad.returncode == 1
-    assert "retrieve: no such column" in bad.stderr
+    assert "failed: retrieve; see its log" in bad.stderr
+    assert "executor" not in bad.stderr
     assert tandem("schedule", "plan", "--file", "nowhere.yaml", "--host", server.host).returncode == 2

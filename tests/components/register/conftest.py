@@ -8,9 +8,7 @@ import pytest
 
 from components.dataset.training_set import TrainingSet, write_training_set
 from components.run import write_json
-from components.webhook import ADDRESS
 from tests.components.dataset.making import rows, spec_of
-from tests.components.listener import listening
 from tests.components.register.making import lines, metrics
 from tests.components.registry.making import own_registry
 
@@ -71,11 +69,3 @@ def bundle(made) -> Path:
 def home(tmp_path_factory):
     with own_registry(tmp_path_factory.mktemp("home")) as folder:
         yield folder
-
-
-@pytest.fixture
-def webhook(monkeypatch):
-    """A webhook that keeps what it is told."""
-    with listening() as (server, address):
-        monkeypatch.setenv(ADDRESS, address)
-        yield server

@@ -18,7 +18,7 @@ from components.registry import aliases, client
 from components.registry.connection import connect
 from components.registry.rows import add_version as add_version_with_rows
 from components.registry.rows import put_in_place
-from components.run import read_json, write_json
+from components.run import VERDICT, read_json, write_json
 from components.training.checkpoints import load_model
 from components.training.strategies import ABOUT
 from tests.components.register.making import champion, figures, metrics
@@ -131,7 +131,9 @@ def test_a_champion_without_a_name_is_the_one_there_is(dataset, bundle, made):
     assert pointed(dataset) == ("2", "1")
 
 
-def test_the_whole_step_twice_is_one_version(made, tmp_path, home, webhook):
+def test_the_whole_step_twice_is_one_version(made, tmp_path, home, monkeypatch):
+    monkeypatch.setenv("TANDEM_RUN_DIR", str(tmp_path / "run"))
+
     def once(name):
         paths = [tmp_path / name / part for part in ("bundle", "report.html", "card.md")]
         pieces = {"collaborative": made.model, "aligned": made.model}
@@ -147,8 +149,8 @@ def test_the_whole_step_twice_is_one_version(made, tmp_path, home, webhook):
     assert Bundle.open(bundle).manifest["run_id"] == "whole"
     assert card.read_text().startswith("# Promoted: ctrl on shop")
     assert report.read_text().startswith("<!DOCTYPE html>")
-    told = webhook.told[0]
-    assert (told["event"], told["verdict"], told["run_id"]) == ("judged", "promoted", "whole")
+    told = read_json(tmp_path / "run" / VERDICT)
+    assert (told["verdict"], told["model_version"], told["run_id"]) == ("promoted", "1", "whole")
     assert told["text"] == card.read_text()
     mlflow = connect()
     version = mlflow.get_model_version("tandem-shop", "1")

@@ -1,9 +1,4 @@
-"""Tells a webhook how a run ends: with its gate card, or with the step that failed. Standard library only.
-
-The steps tell it themselves. An exit handler of Kubeflow Pipelines cannot: its group must hold the loop over the
-shards, which the backend then reports as failing (kubeflow/pipelines#12390), it may hand on no outputs, and on a laptop
-there would be none. What the steps cannot tell is that they were killed from outside; `tandem submit` sees that too.
-"""
+"""Posts a message to a webhook."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-log = logging.getLogger("tandem")
+log = logging.getLogger("tandem.notify")
 #: Environment variable with the address; it often holds a token, so that it is a secret and stands in no log.
 ADDRESS = "TANDEM_WEBHOOK"
 SECONDS = 10.0
@@ -23,7 +18,7 @@ SECONDS = 10.0
 PAUSES = (1.0, 4.0)
 
 
-def tell(text: str, **facts: Any) -> bool:
+def post(text: str, **facts: Any) -> bool:
     """Post JSON to the webhook: `text`, which chat systems show, and the facts beside it. Without an address nothing.
 
     A webhook that does not answer is no reason to lose a run: it is logged.
