@@ -30,7 +30,7 @@ from components.dataset.guess import (
     tokens,
 )
 from components.dataset.labels import labels
-from components.dataset.signs import LEAK, association
+from components.dataset.signs import LEAK, association, only_for_positives
 from components.dataset.spec import RESERVED, Kind, LabelSpec, Source
 from components.dataset.survey import Seen, Survey, survey
 
@@ -286,21 +286,24 @@ def _labels(proposal: Proposal) -> Any:
 def _leak(proposal: Proposal, side: str, seen: Seen, guess: Guess, truth: Any) -> str:
     """Why the column is taken as known only after the impression, if so."""
     after = set(tokens(seen.name)) & AFTER
-    strength = None
+    strength = only = None
     if truth is not None and guess.kind is not None:
         kept = pc.is_valid(truth)
         column = _beside(proposal, side, seen)
         if column is not None:
             table = "impressions" if side == "context" else f"{side}s"
             typed = _typed(column.filter(kept), guess, proposal.surveys[table].source)
-            strength = association(typed, truth.filter(kept).to_numpy().astype(np.int8), guess.kind)
+            told = truth.filter(kept).to_numpy().astype(np.int8)
+            strength, only = association(typed, told, guess.kind), only_for_positives(typed, told)
     if strength is not None and strength >= LEAK:
         return f"LEAK: it alone tells the label with AUC {strength:.3f}; {TAKEN}"
+    if only is not None:
+        return f"LEAK: it is filled in {only:.1%} of the rows, (nearly) all of them positive; {TAKEN}"
     if side == "context" and strength is not None and strength >= SUSPECT and guess.kind is Kind.TEXT:
         return f"LEAK: whether it is there tells the label with AUC {strength:.2f}; {TAKEN}"
     if side == "context" and after and (guess.kind is Kind.TEXT or (strength is not None and strength >= SUSPECT)):
-        told = f" and it tells the label with AUC {strength:.2f}" if strength is not None else ""
-        return f"LEAK by its name ('{min(after)}'){told}; {TAKEN}"
+        beside = f" and it tells the label with AUC {strength:.2f}" if strength is not None else ""
+        return f"LEAK by its name ('{min(after)}'){beside}; {TAKEN}"
     return ""
 
 

@@ -25,6 +25,8 @@ EMPTY, DIFFERENT = 0.95, 0.9
 #: Quantile bins of a number when it is held against the label.
 BINS = 64
 FOLDS = 2
+#: A column is filled only for positives if so many of its values are of them, which chance would do this seldom.
+PURE, CHANCE = 0.99, 1e-6
 
 Labels = npt.NDArray[np.int8]
 
@@ -47,6 +49,14 @@ def warnings(spec: DatasetSpec, tables: Tables) -> Iterator[str]:
             yield (
                 f"field '{field.name}' (column '{field.source_column}') alone tells the label with AUC {strength:.3f}; "
                 "if it is known only after the impression, write 'known_after_impression: true'"
+            )
+            continue
+        share = only_for_positives(seen, labels)
+        if share is not None:
+            yield (
+                f"field '{field.name}' (column '{field.source_column}') is filled in {share:.1%} of the rows, "
+                "(nearly) all of them positive; if it is known only after the impression, write "
+                "'known_after_impression: true'"
             )
 
 
@@ -96,6 +106,23 @@ def association(column: Any, labels: Labels, kind: Kind) -> float | None:
         hits = np.bincount(codes[fitted], labels[fitted], size)
         scores[held] = ((hits + mean) / (np.bincount(codes[fitted], minlength=size) + 1))[codes[held]]
     return auc(scores, labels)
+
+
+def only_for_positives(column: Any, labels: Labels) -> float | None:
+    """The share of the rows in which the column has a value, if these are positive all but without exception.
+
+    Such a column is written by what follows a click: an order's value, a reason for leaving. Its AUC may be low, since
+    most positives are without it too. None for any other column, and where chance could have done it.
+    """
+    filled = column.is_valid().to_numpy().astype(bool)
+    if pa.types.is_list(column.type):
+        filled &= pc.fill_null(pc.list_value_length(column), 0).to_numpy() > 0
+    elif pa.types.is_floating(column.type):
+        filled &= ~np.isnan(pc.fill_null(column, np.nan).to_numpy())
+    count, rate = int(filled.sum()), float(labels.mean()) if len(labels) else 0.0
+    if count < LEAST_OF_A_LABEL or labels[filled].mean() < PURE or rate**count > CHANCE:
+        return None
+    return count / len(labels)
 
 
 def auc(scores: npt.NDArray[np.float64], labels: Labels) -> float:

@@ -108,6 +108,20 @@ def test_no_tables_and_no_time_stamps(tmp_path):
     assert check(str(tmp_path / "spec.yaml")).errors == 0
 
 
+def test_a_column_filled_only_after_some_clicks_is_a_leak(tmp_path):
+    """One click in ten is followed by an order: of all clicks together its value tells little."""
+    rows = [(f"u{n % 9}", n % 7, int(n % 3 == 0), "" if n % 30 else n % 8, "ab"[n % 2]) for n in range(1200)]
+    (tmp_path / "log.csv").write_text(lines("user,item,click,bonus,device", rows))
+    proposal, text, spec = proposed(tmp_path, {"impressions": tmp_path / "log.csv"})
+    assert spec.field("bonus").known_after_impression and not spec.field("device").known_after_impression
+    assert "'bonus': LEAK: it is filled in 3.3% of the rows, (nearly) all of them positive" in proposal.warnings[0]
+    assert "# LEAK: it is filled in 3.3%" in text
+
+    (tmp_path / "spec.yaml").write_text(text.replace(", known_after_impression: true", ""))
+    warned = [str(finding) for finding in check(str(tmp_path / "spec.yaml")).findings]
+    assert any("field 'bonus'" in line and "is filled in 3.3% of the rows" in line for line in warned), warned
+
+
 def test_a_column_of_hardly_any_moments_is_no_course_of_time(tmp_path):
     rows = [(f"u{n % 5}", n % 7, f"2024-05-{1 + n % 3:02d}", n % 2) for n in range(60)]
     (tmp_path / "log.csv").write_text(lines("user,item,date,click", rows))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.dataset.signs import association, auc, useless
+from components.dataset.signs import association, auc, only_for_positives, useless
 from components.dataset.spec import Kind
 
 
@@ -48,6 +48,36 @@ def test_what_gives_the_label_away_is_seen(values, kind):
 )
 def test_what_does_not_is_not(values, kind):
     assert association(pa.chunked_array([pa.array(values)]), LABELS, kind) == pytest.approx(0.5, abs=0.07)
+
+
+FEW = np.flatnonzero(LABELS)[::10]
+
+
+def filled(places, value):
+    return pa.chunked_array([pa.array([value if row in places else None for row in range(1000)])])
+
+
+@pytest.mark.parametrize("value", [12.5, "returned", ["gift"]])
+def test_a_column_filled_only_for_positives_is_seen_whatever_its_auc(value):
+    column = filled(set(FEW), value)
+    kind = {float: Kind.NUMBER, str: Kind.CATEGORY, list: Kind.MULTI}[type(value)]
+    assert association(column, LABELS, kind) < 0.6
+    assert only_for_positives(column, LABELS) == 0.05
+
+
+@pytest.mark.parametrize(
+    "places",
+    [set(range(1000)), set(range(0, 1000, 7)), set(FEW[:9]), set(), {*FEW, 0}, set(np.flatnonzero(LABELS == 0)[::10])],
+)
+def test_a_column_filled_for_others_too_or_for_hardly_any_is_not(places):
+    assert only_for_positives(filled(places, 12.5), LABELS) is None
+
+
+def test_where_nearly_all_are_positive_so_is_what_is_filled():
+    mostly = np.ones(1000, np.int8)
+    mostly[::50] = 0
+    assert only_for_positives(filled(set(range(1, 200, 3)) - set(range(0, 200, 50)), "x"), mostly) is None
+    assert only_for_positives(pa.chunked_array([pa.array([[], ["x"]] * 500)]), LABELS) is None
 
 
 def test_too_few_rows_tell_nothing():
