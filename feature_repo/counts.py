@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from components.dataset.columns import MOMENT
-from components.dataset.events import EPOCH, MICROSECOND
+from components.dataset.moment import EPOCH, MICROSECOND
 from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec
 from feature_repo.activity import EVENTS_TABLE, activity_query, length
 from feature_repo.asof import literal, quoted, scan, session

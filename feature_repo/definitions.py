@@ -19,6 +19,7 @@ from components.dataset.spec import (
     Kind,
 )
 from feature_repo.activity import ACTIVITY
+from feature_repo.context import context_view
 from feature_repo.history import HISTORY_TABLE, history_columns, liked_column
 
 with lean():
@@ -34,26 +35,27 @@ PUSHED = {HISTORY_VIEW: "user_events", ACTIVITY["user"]: "user_counts"}
 
 @dataclass(frozen=True)
 class Definitions:
-    """What Feast is told about a data set."""
+    """What Feast is told about a data set: `views` are stored, `on_demand` ones computed from a request."""
 
     entities: tuple[Any, ...]
     views: tuple[Any, ...]
+    on_demand: tuple[Any, ...]
     service: Any
 
     @property
     def objects(self) -> list[Any]:
         """All of them, as `FeatureStore.apply` wants them."""
-        return [*self.entities, *self.views, self.service]
+        return [*self.entities, *self.views, *self.on_demand, self.service]
 
     @property
     def features(self) -> tuple[str, ...]:
         """Columns that a retrieval adds, in the views' order."""
-        return tuple(field.name for view in self.views for field in view.features)
+        return tuple(field.name for view in (*self.views, *self.on_demand) for field in view.features)
 
     @property
     def digest(self) -> str:
         """SHA-256 over what the features are and mean, and not over where they lie."""
-        return features_digest(self.service.name, self.views)
+        return features_digest(self.service.name, (*self.views, *self.on_demand))
 
 
 def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> Definitions:
@@ -66,8 +68,8 @@ def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> De
     of these three through push sources. Item statistics wait for the next materialisation: an item's numbers are those
     of all users' events, so that bringing one up to an event costs what the item has had in its longest window.
 
-    The context of a request is no view: its fields are columns of the impressions and values of the request, which
-    no store need hold, and Feast's on-demand views keep their function as a pickle in the registry.
+    A spec with a moment has the on-demand view `request_context`, computed from the request's own time stamp. The other
+    context of a request is no view: its fields are columns of the impressions and values that a caller sends.
 
     Args:
         spec: the data set.
@@ -79,8 +81,9 @@ def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> De
     if spec.history is not None:
         views.append(_history(spec, entities["user"], offline))
     views += [_activity(spec, side, entities[side], offline) for side in SIDES if spec.activity_fields(side)]
-    service = FeatureService(name=f"ctr_{spec.identifier}", features=views)
-    return Definitions(tuple(entities.values()), tuple(views), service)
+    on_demand = [context_view(spec)] if spec.moment else []
+    service = FeatureService(name=f"ctr_{spec.identifier}", features=[*views, *on_demand])
+    return Definitions(tuple(entities.values()), tuple(views), tuple(on_demand), service)
 
 
 def feature_service_hash(spec: DatasetSpec) -> str:

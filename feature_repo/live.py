@@ -15,7 +15,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
-from components.dataset.events import EPOCH, LABELS, MICROSECOND, MOMENTS
+from components.dataset.events import LABELS, MOMENTS
+from components.dataset.moment import EPOCH, MICROSECOND
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec, HistorySpec, Kind
 from feature_repo.activity import ACTIVITY
 from feature_repo.counts import PushedEvents, counts

@@ -27,6 +27,7 @@ from feast.repo_config import RepoConfig
 
 from components.dataset.spec import EVENT_TIMESTAMP
 from feature_repo.asof import FeatureTable, asof_query, latest_query
+from feature_repo.context import CONTEXT_VIEW, context_columns
 from feature_repo.engine import ENTITIES, DuckEngine, Engine, engine_of
 
 
@@ -65,12 +66,14 @@ class AsofRetrieval:
             _table(view, names, full_feature_names, filter_by_created_timestamp)
             for view, names in zip(feature_views, wanted, strict=True)
         ]
+        on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        query = asof_query(rows, timestamp, tables, ordered=not isinstance(entity_df, str))
         return AsofRetrievalJob(
-            query=asof_query(rows, timestamp, tables, ordered=not isinstance(entity_df, str)),
+            query=_with_context(query, on_demand, feature_refs, full_feature_names),
             engine=engine_of(config.offline_store),
             metadata=RetrievalMetadata(feature_refs, sorted({key for table in tables for key in table.keys.values()})),
             entities=None if isinstance(entity_df, str) else entity_df,
-            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            on_demand=[view for view in on_demand if view.name != CONTEXT_VIEW],
             full_feature_names=full_feature_names,
         )
 
@@ -159,11 +162,25 @@ class AsofRetrievalJob(RetrievalJob):
 
         Raises:
             FileExistsError: it is there and `allow_overwrite` is not set.
+            ValueError: there are views that only Feast can compute, in memory.
         """
+        if self._on_demand:
+            raise ValueError(f"no SQL for {', '.join(view.name for view in self._on_demand)}: use to_arrow instead")
         path = Path(storage.to_data_source().path)
         if path.exists() and not allow_overwrite:
             raise FileExistsError(path)
         self._engine.write(self._query, path, entities=self._entities)
+
+
+def _with_context(query: str, on_demand: Sequence[Any], feature_refs: list[str], full_names: bool) -> str:
+    """The query with the features of the request-time context, in the SQL of their formula, where they are wanted."""
+    columns = [
+        column
+        for view in on_demand
+        if view.name == CONTEXT_VIEW
+        for column in context_columns(_wanted(view, feature_refs), f"{CONTEXT_VIEW}__" if full_names else "")
+    ]
+    return f"SELECT *, {', '.join(columns)} FROM ({query})" if columns else query  # noqa: S608
 
 
 def _wanted(view: Any, feature_refs: list[str]) -> list[str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from components.dataset.events import EPOCH
 from components.dataset.lean import lean
+from components.dataset.moment import EPOCH
 from components.dataset.spec import DatasetSpec
 from components.run import aside
+from feature_repo.context import on_demand_views, refuse_code
 from feature_repo.definitions import SIDES, Definitions, build
 from feature_repo.environment import feast_home, render, write_config
 from feature_repo.locks import alone
@@ -37,7 +38,8 @@ def open_store(spec: DatasetSpec) -> Any:
     feature_store.yaml beside it, which names the project that was opened last.
 
     Raises:
-        UserError: the environment is unknown or lacks a variable, or its SQL registry is not in PostgreSQL.
+        UserError: the environment is unknown or lacks a variable, its SQL registry is not in PostgreSQL, or the
+            registry holds code.
     """
     content = render(spec)
     for name in (spec.identifier, "feature_store"):
@@ -50,6 +52,7 @@ def open_store(spec: DatasetSpec) -> Any:
     if store.config.registry.registry_type == "sql":
         with alone(store.config.registry, "schema"):
             _ = store.registry  # makes the tables where there are none
+    refuse_code(store)
     return store
 
 
@@ -77,9 +80,11 @@ def apply(store: Any, spec: DatasetSpec, validated: Path) -> Definitions:
         UserError: `validated` lacks a table.
     """
     definitions = build(spec, publish(spec, validated))
-    names = {view.name for view in definitions.views}
+    names = {view.name for view in (*definitions.views, *definitions.on_demand)}
     with changing(store) as draft:
-        stale = [view for view in draft.list_feature_views() if view.name not in names]
+        refuse_code(draft)
+        known = [*draft.list_feature_views(), *on_demand_views(draft)]
+        stale = [view for view in known if view.name not in names]
         draft.apply(definitions.objects, objects_to_delete=stale, partial=False)
     return definitions
 

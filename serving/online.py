@@ -83,8 +83,11 @@ class OnlineStore:
         if refresh:
             self._store.refresh_registry()
         service = self._store.get_feature_service(self._service)
-        definitions = [self._store.get_feature_view(shown.name) for shown in service.feature_view_projections]
-        views = tuple(map(_view, definitions))
+        # Definitions alone: a view read by its name could hold a function, which Feast would run.
+        held = self._store.registry.list_all_feature_views(self._store.project, allow_cache=True, skip_udf=True)
+        known = {view.name: view for view in held}
+        definitions = [known[shown.name] for shown in service.feature_view_projections]
+        views = tuple(_view(one) for one in definitions if not hasattr(one, "source_request_sources"))
         ends = [end for view in views if view.side == "item" for _, end in view.definition.materialization_intervals]
         return Registered(views, features_digest(service.name, definitions), max(ends, default=None))
 

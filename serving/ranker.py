@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from components.dataset.moment import request_context
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY, DatasetSpec, Kind
 from components.dataset.vocabulary import Vocabulary
 from serving.features import NOTHING, Gathered, OnlineFeatures
@@ -89,6 +90,7 @@ class Ranker:
         self.types = scorer.bundle.golden().schema
         self.manifest = scorer.bundle.manifest
         self.context = context_fields(scorer.bundle.spec)
+        self.moment = bool(scorer.bundle.spec.moment)
         self.service = str(self.manifest["feature_service_hash"])
         vocabulary = scorer.bundle.vocabulary
         self.columns = {side: _of_side(vocabulary, side) for side in ("user", "item", "context")}
@@ -117,13 +119,14 @@ class Ranker:
         gathered = await self.features.gather([user], items if parts is None else ())
         gathered.items.update(rows)
         begun = self._begun(said, gathered)
-        row = {**gathered.users[user], **checked, USER_KEY: user, EVENT_TIMESTAMP: begun.at}
+        context = {**checked, **self._of_moment(begun.at)}
+        row = {**gathered.users[user], **context, USER_KEY: user, EVENT_TIMESTAMP: begun.at}
         if parts is None:
             call = partial(self.scorer.rank, row, items, gathered.items, gathered.until, gathered.epoch)
         else:
             call = partial(self.scorer.meet, row, parts)
         scores, cold = await _called(call, self.scorer.seconds(len(items), folds=True))
-        self._log(begun, [user] * len(items), items, [checked] * len(items), scores)
+        self._log(begun, [user] * len(items), items, [context] * len(items), scores)
         ordered = _ordered(items, scores, cold, top_k)
         return Ranking(self._stamp(begun), self.scorer.cold("user", [user])[0], ordered)
 
@@ -138,10 +141,12 @@ class Ranker:
         self._check_count("pairs", len(users))
         checked = [self._checked(context) for context in contexts]
         begun = self._begun(request_id or uuid4().hex, await self.features.gather(users, items))
-        columns = self._columns(begun, users, items, checked)
+        moment = self._of_moment(begun.at)
+        contexts = [{**context, **moment} for context in checked] if moment else checked
+        columns = self._columns(begun, users, items, contexts)
         call = partial(self.scorer.probabilities, columns)
         scores = await _called(call, self.scorer.seconds(len(users), folds=False))
-        self._log(begun, users, items, checked, scores)
+        self._log(begun, users, items, contexts, scores)
         sides = zip(self.scorer.cold("user", users), self.scorer.cold("item", items), strict=True)
         cold = [[side for side, is_cold in zip(("user", "item"), each, strict=True) if is_cold] for each in sides]
         versions = [self.version] * len(users)
@@ -202,6 +207,12 @@ class Ranker:
     def _check_count(self, field: str, count: int) -> None:
         if count > self.max_candidates:
             raise RequestError(f"{field}: at most {self.max_candidates} are allowed, not {count}")
+
+    def _of_moment(self, at: datetime) -> Row:
+        """What the moment says, where the model reads it: by the function of the on-demand view."""
+        if not self.moment:
+            return NOTHING
+        return {name: values[0] for name, values in request_context({EVENT_TIMESTAMP: [at]}).items()}
 
     def _checked(self, context: Mapping[str, Any]) -> Row:
         unknown = sorted(set(context) - set(self.context))
@@ -270,7 +281,8 @@ def told(degraded: Counter[tuple[str, str]]) -> list[Degraded]:
 
 def context_fields(spec: DatasetSpec) -> dict[str, str]:
     """The context fields that a request may carry, with their kinds."""
-    return {field.name: field.kind.value for field in spec.model_fields_of("context")}
+    computed = {field.name for field in spec.moment_fields()}
+    return {field.name: field.kind.value for field in spec.model_fields_of("context") if field.name not in computed}
 
 
 def _of_side(vocabulary: Vocabulary, side: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from components.dataset.errors import UserError
 from components.dataset.layout import FIRST_VALUE, MISSING, PADDING_CODE
+from components.dataset.moment import CYCLES, EPOCH, MICROSECOND
 from components.dataset.spec import EVENT_TIMESTAMP, LABEL
 
 HISTORY_PREFIX = "history_"
@@ -25,11 +25,9 @@ LABELS = HISTORY_PREFIX + LABEL
 
 GAP, HOUR = "gap", "hour"
 #: Values of the attributes that every event has. The last gap is 2^29 seconds (17 years) and more.
-DERIVED = {LABEL: 2, GAP: 31, HOUR: 24}
+DERIVED = {LABEL: 2, GAP: 31, HOUR: CYCLES[HOUR].count}
 
-SECOND, HOURS = 1_000_000, 3_600_000_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
+SECOND = 1_000_000
 
 Integers = npt.NDArray[np.int64]
 Column = Any  # pa.Array, pa.ChunkedArray or a plain sequence
@@ -116,8 +114,7 @@ def gap_bucket(microseconds: Integers) -> Integers:
 
 def hour_of_day(microseconds: Integers) -> Integers:
     """The hour of the day, UTC, of moments in microseconds since 1970."""
-    hours: Integers = microseconds // HOURS % DERIVED[HOUR]
-    return hours
+    return CYCLES[HOUR].at(microseconds)
 
 
 def moments_of(column: Column) -> tuple[Integers, npt.NDArray[np.bool_]]:

@@ -15,11 +15,22 @@ def features_digest(service: str, views: Iterable[Any]) -> str:
 
 
 def _described(view: Any) -> dict[str, Any]:
+    if hasattr(view, "source_request_sources"):
+        return _described_on_demand(view)
     return {
         "name": view.name,
         "entities": list(view.entities),
         "features": [[field.name, str(field.dtype)] for field in view.features],
         "ttl": view.ttl.total_seconds(),
         "created": view.batch_source.created_timestamp_column,
+        "tags": dict(view.tags),
+    }
+
+
+def _described_on_demand(view: Any) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "request": sorted(view.get_request_data_schema()),
+        "features": [[field.name, str(field.dtype)] for field in view.features],
         "tags": dict(view.tags),
     }

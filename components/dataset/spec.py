@@ -44,6 +44,9 @@ RESERVED = frozenset({IMPRESSION_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, LABEL})
 #: What every event of a history has beside its item and the fields that the spec names.
 EVENT_ATTRIBUTES = frozenset({LABEL, "timestamp", "gap", "hour"})
 
+#: What a moment says, as `moment` asks for it, has this before its name.
+MOMENT_PREFIX = "request_"
+
 #: What is counted of a user or an item over each window.
 ACTIVITY_MEASURES = ("impressions", "positives", "positive_rate")
 
@@ -299,6 +302,10 @@ class DatasetSpec(_Model):
     split: SplitSpec = SplitSpec()
     history: HistorySpec | None = None
     activity: ActivitySpec | None = None
+    moment: tuple[Literal["hour", "weekday"], ...] = Field(
+        default=(),
+        description="Request-time context: what the moment of a request says by itself (UTC; weekday 0 is Monday).",
+    )
     prompt: PromptSpec = PromptSpec()
     max_unknown_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of impressions of users or items absent from their table."
@@ -310,17 +317,17 @@ class DatasetSpec(_Model):
 
     def faults(self) -> Iterator[str]:
         """What is wrong with the whole, each with what to write."""
-        names = [field.name for field in (*self.fields, *self.activity_fields())]
+        names = [field.name for field in (*self.fields, *self.activity_fields(), *self.moment_fields())]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             yield f"field named twice: {', '.join(twice)}; rename one and name its 'column'"
         if not self.model_fields_of():
             yield "no field is an input of the model; add at least one that is not text"
-        timed = self.split.by == "time" or self.history is not None or self.activity is not None
+        timed = self.split.by == "time" or self.history is not None or self.activity is not None or bool(self.moment)
         if self.keys.timestamp is None and timed:
             yield (
-                "without 'keys.timestamp' there is no time split, no history and no activity; "
-                "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history' and 'activity'"
+                "without 'keys.timestamp' there is no time split, no history, no activity and no moment; "
+                "write 'split: {by: random}' or 'split: {by: hash}' and remove 'history', 'activity' and 'moment'"
             )
         yield from self._faults_of_tables()
         yield from self._faults_of_history()
@@ -374,8 +381,8 @@ class DatasetSpec(_Model):
         return tuple(field for field in self.fields if field.side == side)
 
     def model_fields_of(self, side: str | None = None) -> tuple[FieldSpec, ...]:
-        """Inputs of the collaborative model, the activity's last; of one side where it is given."""
-        fields = (*self.fields, *self.activity_fields())
+        """Inputs of the collaborative model, the activity's and the moment's last; of one side where it is given."""
+        fields = (*self.fields, *self.activity_fields(), *self.moment_fields())
         return tuple(f for f in fields if f.in_model and (side is None or f.side == side))
 
     def activity_fields(self, side: str | None = None) -> tuple[FieldSpec, ...]:
@@ -389,6 +396,11 @@ class DatasetSpec(_Model):
             for window in self.activity.windows
             for measure in ACTIVITY_MEASURES
         )
+
+    def moment_fields(self) -> tuple[FieldSpec, ...]:
+        """The categories that `moment` adds to the context: computed, with no column of the log behind them."""
+        parts = dict.fromkeys(self.moment)
+        return tuple(FieldSpec(name=MOMENT_PREFIX + part, side="context", kind=Kind.CATEGORY) for part in parts)
 
     def field(self, name: str) -> FieldSpec:
         """The field of this name.

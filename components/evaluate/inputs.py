@@ -20,8 +20,12 @@ Slots = tuple[FieldSlots, ...]
 
 
 def views(data: TrainingSet) -> dict[str, Slots]:
-    """The columns of each feature view, by the names that they have in the feature store, and of the context."""
+    """The columns of each feature view, by the names that they have in the feature store, and of the context.
+
+    What a request's moment says is in none: it can be neither missing nor old.
+    """
     layout, counts = data.layout, {field.name for field in data.spec.activity_fields()}
+    computed = {field.name for field in data.spec.moment_fields()}
     activity = [slots for slots in layout.fields if slots.name in counts]
     profile = [slots for slots in layout.fields if slots.kind != Kind.ID and slots.name not in counts]
     members = {
@@ -30,7 +34,7 @@ def views(data: TrainingSet) -> dict[str, Slots]:
         "user_history": layout.history,
         "user_activity": tuple(slots for slots in activity if slots.side == "user"),
         "item_statistics": tuple(slots for slots in activity if slots.side == "item"),
-        "context": tuple(slots for slots in profile if slots.side == "context"),
+        "context": tuple(slots for slots in profile if slots.side == "context" and slots.name not in computed),
     }
     return {name: slots for name, slots in members.items() if slots}
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY, DatasetSpec
 from components.monitor.logs import features_of
 from feature_repo.asof import literal
+from feature_repo.context import on_demand_views
 from feature_repo.store import open_store
 
 EXAMPLES = 3
@@ -40,8 +41,10 @@ def offline(spec: DatasetSpec, users: Any, items: Any, moments: Any) -> Offline:
     """
     store = open_store(spec)
     service = store.get_feature_service(f"ctr_{spec.identifier}")
-    definitions = [store.get_feature_view(shown.name) for shown in service.feature_view_projections]
-    known_only = any(view.batch_source.created_timestamp_column for view in definitions)
+    shown = {projection.name for projection in service.feature_view_projections}
+    stored = [view for view in store.list_feature_views() if view.name in shown]
+    definitions = [*stored, *(view for view in on_demand_views(store) if view.name in shown)]
+    known_only = any(view.batch_source.created_timestamp_column for view in stored)
     with TemporaryDirectory(prefix="tandem-skew-") as folder:
         path = Path(folder) / "rows.parquet"
         places = pa.array(range(len(users)), pa.int64())

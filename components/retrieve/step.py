@@ -171,7 +171,7 @@ def write_joined(spec: DatasetSpec, definitions: Definitions, impressions: Path,
         RuntimeError: the join lost, doubled or invented rows.
     """
     own = _own(impressions)
-    if definitions.views:
+    if definitions.features:
         _from_feast(spec, definitions, _rows(spec, definitions, impressions, own), file)
     else:
         pq.write_table(pq.read_table(impressions, columns=own), file)

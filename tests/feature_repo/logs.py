@@ -120,6 +120,12 @@ def as_of(rows, key, value, now, known_only, ttl=None):
     return best[1]
 
 
+def naive_context(log):
+    """Hour and weekday of each impression in the calendar of Python, as the training set's categories."""
+    moments = log["event_timestamp"].to_pylist()
+    return [(str(moment.hour), str(moment.weekday())) for moment in moments]
+
+
 def naive_join(log, users, items, created, ttl=None):
     """Every impression with its features, one after the other."""
     joined = []

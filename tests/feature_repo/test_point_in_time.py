@@ -48,6 +48,24 @@ def test_expired_values_are_missing(retrieved, log, users, items, seconds):
     assert table.to_pylist() == logs.naive_join(log, users, items, True, ttl)
 
 
+MOMENT = ["hour", "weekday"]
+
+
+@few
+@given(seconds=st.lists(st.integers(-(10**10), 10**9), min_size=1, max_size=20), alone=st.booleans())
+def test_request_time_context_equals_the_calendar(retrieved, seconds, alone):
+    """Long before 1970 too, and where there is no other view."""
+    log = logs.impression_table([("a", "b", second, 0) for second in seconds])
+    users, items = logs.one_row_tables()
+    spec = logs.make_spec(moment=MOMENT)
+    if alone:
+        fields = [field.model_dump() for field in spec.fields if field.side == "context"]
+        spec = logs.make_spec(moment=MOMENT, fields=fields)
+    table = retrieved(spec, log, users, items)
+    columns = (table[f"request_{part}"].to_pylist() for part in MOMENT)
+    assert list(zip(*columns, strict=True)) == logs.naive_context(log)
+
+
 EVENT = ("item_id", "genres", "price", "page", "label", "timestamp")
 
 
@@ -130,7 +148,7 @@ def test_a_frame_of_entities_gives_the_same_as_sql(retrieved, tmp_path):
     from feature_repo.publish import publish
     from feature_repo.store import training_store
 
-    spec = logs.make_spec()
+    spec = logs.make_spec(moment=MOMENT)
     log = logs.impression_table([("a", "a", 3, 1), ("b", "ç", 3, 0), ("a", "a", 3, 1)])
     users, items = logs.one_row_tables()
     expected = retrieved(spec, log, users, items)
@@ -142,5 +160,6 @@ def test_a_frame_of_entities_gives_the_same_as_sql(retrieved, tmp_path):
         frame = job.to_df()
     assert frame["user_profile__country_y"].tolist() == expected["country_y"].to_pylist()
     assert frame["item_profile__price"].isna().tolist() == [value is None for value in expected["price"].to_pylist()]
+    assert frame["request_context__request_weekday"].tolist() == ["2"] * 3, "2020 began on a Wednesday"
     assert job.full_feature_names
     assert sorted(job.metadata.keys) == ["item_id", "user_id"]

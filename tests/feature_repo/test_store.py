@@ -116,6 +116,60 @@ def test_views_that_the_spec_no_longer_has_are_removed(store_room, validated):
     assert [service.name for service in store.list_feature_services()] == ["ctr_test_log"]
 
 
+def test_the_context_of_a_request_is_in_the_registry_by_name_alone(store_room, validated):
+    from feature_repo.context import IMPORT
+
+    spec = logs.make_spec(moment=["hour", "weekday"])
+    store = store_room.open_store(spec)
+    definitions = store_room.apply(store, spec, validated)
+    assert definitions.features[-2:] == ("request_hour", "request_weekday")
+    (view,) = store.registry.proto().on_demand_feature_views
+    function = view.spec.feature_transformation.user_defined_function
+    assert (function.name, function.body, function.body_text) == ("request_context", b"", IMPORT)
+    store_room.apply(store_room.open_store(spec), spec, validated)
+
+    row = {"event_timestamp": logs.moment(3 * 3600)}
+    features = ["request_context:request_hour", "request_context:request_weekday"]
+    found = store.get_online_features(features, [row]).to_dict()
+    assert (found["request_hour"], found["request_weekday"]) == (["3"], ["2"]), "Feast's own answer"
+
+    plain = logs.make_spec()
+    store_room.apply(store, plain, validated)
+    assert not store.registry.proto().on_demand_feature_views
+
+
+BOMB = "from pathlib import Path\nPath({!r}).touch()\ndef request_context(request):\n    return request"
+
+
+@pytest.mark.parametrize("kind", ["on_demand_feature_views", "feature_views"])
+def test_a_registry_that_holds_code_is_refused_and_served_without_running_it(store_room, validated, tmp_path, kind):
+    from feast import FeatureStore
+    from feast.protos.feast.core.Registry_pb2 import Registry
+    from feast.protos.feast.core.Transformation_pb2 import UserDefinedFunctionV2
+
+    from serving.online import OnlineStore
+
+    spec = logs.make_spec(moment=["hour"])
+    store = store_room.open_store(spec)
+    digest = store_room.apply(store, spec, validated).digest
+    config, went_off = tmp_path / "home" / "feast" / "test_log.yaml", tmp_path / "went-off"
+    path = config.with_name("registry.db")
+    registry = Registry.FromString(path.read_bytes())
+    (view, *_) = getattr(registry, kind)
+    bomb = UserDefinedFunctionV2(name="request_context", body_text=BOMB.format(str(went_off)), mode="python")
+    view.spec.feature_transformation.user_defined_function.CopyFrom(bomb)
+    path.write_bytes(registry.SerializeToString())
+
+    assert OnlineStore(config, "ctr_test_log", 10).registered(refresh=True).digest == digest
+    with pytest.raises(UserError, match=f"view '{view.spec.name}' holds code, and Tandem writes none"):
+        store_room.open_store(spec)
+    with pytest.raises(UserError, match="holds code"):
+        store_room.apply(store, spec, validated)
+    assert not went_off.exists()
+    FeatureStore(fs_yaml_file=config).registry.get_any_feature_view(view.spec.name, "test_log")
+    assert went_off.exists(), "Feast itself runs it"
+
+
 def test_publishing_is_idempotent_and_named_by_content(store_room, validated, tmp_path):
     spec = logs.make_spec()
     folder = store_room.publish(spec, validated)
@@ -159,9 +213,11 @@ def test_hash_of_the_features_follows_their_meaning_only(store_room):
         feature_service_hash(logs.make_spec(created=False)),
         feature_service_hash(logs.make_spec(history=HISTORY)),
         feature_service_hash(logs.make_spec(history=HISTORY | {"length": 3})),
+        feature_service_hash(logs.make_spec(moment=["hour"])),
+        feature_service_hash(logs.make_spec(moment=["hour", "weekday"])),
         build(spec, Path(), ttl=timedelta(days=1)).digest,
     }
-    assert len(hashes) == 5
+    assert len(hashes) == 7
 
 
 def test_a_side_without_fields_has_no_view(store_room):

@@ -95,7 +95,7 @@ def _once(table, key):
 
 def test_the_shared_store_joins_a_frame_in_its_order(store_room, tmp_path):
     """Definitions as they come back from PostgreSQL; names of columns as Feast makes them long."""
-    spec = logs.make_spec()
+    spec = logs.make_spec(moment=["hour", "weekday"])
     log, users, items = logs.crowd(5, rows=200)
     folder = logs.write(tmp_path / "validated", spec, log, users, items)
     store = store_room.open_store(spec)
@@ -105,6 +105,8 @@ def test_the_shared_store_joins_a_frame_in_its_order(store_room, tmp_path):
     frame = store.get_historical_features(log.to_pandas(), service, **options).to_df()
     expected = logs.naive_join(log, users, items, True)
     assert frame["impression_id"].tolist() == [row["impression_id"] for row in expected]
+    context = zip(frame["request_context__request_hour"], frame["request_context__request_weekday"], strict=True)
+    assert list(context) == logs.naive_context(log)
     countries = frame["user_profile__country_y"]
     assert countries.where(countries.notna(), None).tolist() == [row["country_y"] for row in expected]
 
@@ -143,6 +145,7 @@ def test_the_retrieve_step_writes_the_same_training_set(tmp_path, monkeypatch):
     spec = retrieval.SPEC | {
         "history": {"length": 5, "fields": ["category", "price"]},
         "activity": {"windows": ["1d", "7d"]},
+        "moment": ["hour", "weekday"],
     }
     (tmp_path / "generated.yaml").write_text(json.dumps(spec))
     meta = {}

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from components.dataset.moment import request_context
 from components.monitor.skew import offline, same
 from serving.features import OnlineFeatures
 from serving.settings import ServeSettings
@@ -34,7 +35,7 @@ def world(tmp_path_factory) -> Iterator[tuple]:
 
     folder = tmp_path_factory.mktemp("skew")
     users, items = [f"u{n}" for n in range(COUNT)], [f"i{n}" for n in range(COUNT)]
-    spec = logs.make_spec(history={"length": 3, "fields": ["genres", "price"]})
+    spec = logs.make_spec(history={"length": 3, "fields": ["genres", "price"]}, moment=["hour", "weekday"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANDEM_HOME", str(folder / "home"))
         patch.delenv("TANDEM_FEAST", raising=False)
@@ -78,20 +79,21 @@ def test_a_thousand_users_and_items_have_the_same_features_online_and_offline(wo
 
     spec, config, users, items = world
     features = OnlineFeatures(OnlineStore(config, f"ctr_{spec.identifier}", 10), ServeSettings(feature_deadline=60))
-    now = pa.array([datetime.now(UTC)] * COUNT, logs.MOMENT)
-    joined = offline(spec, pa.array(users), pa.array(items), now)
+    now = datetime.now(UTC)
+    joined = offline(spec, pa.array(users), pa.array(items), pa.array([now] * COUNT, logs.MOMENT))
     features.want(joined.views)
     gathered = asyncio.run(features.gather(users, items))
+    context = {name: values[0] for name, values in request_context({"event_timestamp": [now]}).items()}
     names = set(joined.views)
-    assert {"country_y", "tags", "title", "price", "genres", "history_item_id", "history_price"} <= names
+    assert {"country_y", "tags", "title", "price", "genres", "history_item_id", "history_price"} | set(context) <= names
     compared = 0
     for place in range(COUNT):
-        online = {**gathered.users[users[place]], **gathered.items[items[place]]}
+        online = {**gathered.users[users[place]], **gathered.items[items[place]], **context}
         for name in names:
             known, expected = online.get(name), joined.table[name][place].as_py()
             assert same(known, expected), f"{name} of {users[place]}, {items[place]}: {known!r}, but {expected!r}"
             compared += known not in (None, [])
-    assert compared > 4 * COUNT
+    assert compared > 6 * COUNT
     assert gathered.degraded == {("user_profile", "missing"): 10, ("item_profile", "missing"): 10}
     prices = [row["price"] for row in gathered.items.values() if row.get("price") == 0]
     assert {math.copysign(1, price) for price in prices} == {-1.0, 1.0}, "the comparison had signed zeros to tell apart"

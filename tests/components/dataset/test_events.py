@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.dataset.events import DERIVED, EPOCH, Events, derived_codes, gap_bucket, hour_of_day, moments_of
+from components.dataset.events import DERIVED, Events, derived_codes, gap_bucket, hour_of_day, moments_of
 from components.dataset.layout import FIRST_VALUE, MISSING
+from components.dataset.moment import EPOCH
 from components.dataset.vocabulary import Vocabulary
 from tests.components.dataset.making import spec_of
 from tests.components.dataset.test_vocabulary import rows
