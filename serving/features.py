@@ -110,6 +110,8 @@ class OnlineFeatures:
         self.items = ItemTable(settings.item_capacity, settings.item_age)
         self.registered = source.registered()
         self.wanted: frozenset[str] = frozenset()
+        #: Unix time of the newest row that was read of each view whose rows have time stamps.
+        self.newest: dict[str, float] = {}
         self._views: dict[str, list[View]] = {"user": [], "item": []}
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="features")
         self._stopped = Event()
@@ -162,12 +164,14 @@ class OnlineFeatures:
         for key in asked.items:
             if key not in entries:
                 entry = _entry(views["item"], found, key)
+                self._note(entry)
                 if _whole(views["item"], entry):
                     until[key] = self.items.keep(key, entry)
                 entries[key] = entry if len(entry) == len(views["item"]) else held.old.get(key, entry)
         gathered = Gathered({}, {}, epoch=asked.epoch)
         for key in asked.users:
             entry = _entry(views["user"], found, key)
+            self._note(entry)
             gathered.users[key], _ = self._row(views["user"], entry, gathered.degraded)
         for key in asked.items:
             gathered.items[key], left = self._row(views["item"], entries[key], gathered.degraded)
@@ -175,6 +179,17 @@ class OnlineFeatures:
                 gathered.until[key] = min(until[key], self.items.clock() + left)
         gathered.seconds = time.perf_counter() - asked.began
         return gathered
+
+    def _note(self, entry: Entry) -> None:
+        """Keep the time of what is newest; undated rows are of 1970, and what has not happened yet is no news."""
+        for view, stored in entry.items():
+            if stored is not None and self.newest.get(view, 0.0) < stored.at <= self.now() + AHEAD:
+                self.newest[view] = stored.at
+
+    def data_age(self) -> dict[str, float]:
+        """Seconds since the newest event that the rows read so far know of, by view."""
+        now = self.now()
+        return {view: max(0.0, now - at) for view, at in list(self.newest.items())}
 
     def _row(self, views: Sequence[View], entry: Entry, degraded: Counter[tuple[str, str]]) -> tuple[Row, float]:
         """A key's features of all views that could be read and are young enough, and the seconds that they stay so.
@@ -286,6 +301,7 @@ class OnlineFeatures:
             self._read([(view, keys) for view in views], found)
             for key in keys:
                 entry = _entry(views, found, key)
+                self._note(entry)
                 if _whole(views, entry):
                     self.items.keep(key, entry)
                 else:

@@ -32,6 +32,12 @@ FEATURES_MATCH = Gauge(
 )
 BREAKER_OPEN = Gauge("tandem_breaker_open", "1 while the online store is left alone.", multiprocess_mode="max")
 ITEMS = Gauge("tandem_item_cache_items", "Items kept in the process.", multiprocess_mode="max")
+DATA_AGE = Gauge(
+    "tandem_data_age_seconds",
+    "Seconds since the newest event that a row read so far knows of; of views whose rows are dated.",
+    ["view"],
+    multiprocess_mode="mostrecent",
+)
 ITEM_AGE = Gauge(
     "tandem_item_cache_age_seconds", "Seconds since the item read longest ago was read.", multiprocess_mode="max"
 )

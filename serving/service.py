@@ -28,6 +28,7 @@ from serving.metrics import (
     ANSWERS,
     BREAKER_OPEN,
     CANDIDATES,
+    DATA_AGE,
     FEATURES_MATCH,
     FEEDBACK,
     ITEM_AGE,
@@ -167,6 +168,8 @@ class Tandem:
             BREAKER_OPEN.set(features.breaker.open)
             ITEMS.set(len(features.items))
             ITEM_AGE.set(features.items.oldest())
+            for view, age in features.data_age().items():
+                DATA_AGE.labels(view).set(age)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:

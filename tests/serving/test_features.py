@@ -134,6 +134,25 @@ def test_values_grow_stale_in_the_table_too(store):
     assert store.reads["item_profile", "i50"] == 1
 
 
+def test_the_age_of_the_data_is_that_of_the_newest_row_that_has_happened(store):
+    """Undated rows, of 1970, have none; a row of the future is no news. What is read behind the requests counts too."""
+    now = NOW
+    features = OnlineFeatures(store, ServeSettings(item_age=10), now=lambda: now)
+    features.items.clock = lambda: now
+    features.want(WANTED)
+    assert features.data_age() == {}
+    store.rows["item_profile"]["soon"] = Stored({"price": 1.0, "title": "x"}, NOW + 5000)
+    store.rows["user_history"]["u1"] = Stored({"history_item_id": ["i1"]}, NOW - 70)
+    gather(features, ["u1"], ["i30", "i20", "i40", "soon"])
+    assert features.data_age() == {"user_history": 70, "item_profile": 20}
+    now += 15
+    store.rows["item_profile"]["i40"] = Stored({"price": 1.0, "title": "x"}, NOW + 12)
+    gather(features, [], ["i40"])
+    assert features.data_age()["item_profile"] == 35
+    features.renew(10)
+    assert features.data_age() == {"user_history": 85, "item_profile": 3}
+
+
 def test_ids_that_are_made_up_are_not_kept(store):
     features = make_features(store)
     gather(features, [], ["i1"])
