@@ -8,7 +8,11 @@ one: AutoInt + MLP on MovieLens-1M (`tandem data ml-1m` must have been run), one
 - bare: the ONNX Runtime call alone, whole and folded, in a process of its own on the server's core;
 - closed: one request after the other on one connection (p50, p99), then on 8 connections (requests/s);
 - open: arrivals at random times at half of that rate; latency counts from when a request should have been sent;
-- peer: the checkpoint in torch behind a plain BentoML service that asks Feast for the user and the items each time.
+- peer: the checkpoint in torch behind a plain BentoML service that asks Feast for the user and the items each time;
+- predict: as many pairs of random users and items to `/predict`, which reads each user, and scores whole rows
+
+A server is measured once what starts beside it has started: the follower of the registry imports for seconds after the
+service is ready, on the same core.
 
 CPU is what a request took of the server's core, in milliseconds: other work on the machine disturbs it least.
 """
@@ -38,6 +42,7 @@ from tests.services.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = "movielens-1m"
+RANK, PREDICT = "/rank", "/predict"
 TARGETS = {
     "p50 / bare, 500 candidates": ("at most", 1.5),
     "p50 / bare, 100 candidates": ("at most", 3.0),
@@ -99,7 +104,13 @@ def requests_of(path: str, candidates: int, keys: dict[str, list[str]], count: i
     made = []
     for _ in range(count):
         items = [str(key) for key in draw.choice(keys["items"], candidates, replace=False)]
-        body = json.dumps({"user_id": str(draw.choice(keys["users"])), "item_ids": items}).encode()
+        if path == PREDICT:
+            users = [str(key) for key in draw.choice(keys["users"], candidates)]
+            pairs = [{"user_id": user, "item_id": item} for user, item in zip(users, items, strict=True)]
+            asked: dict[str, Any] = {"pairs": pairs}
+        else:
+            asked = {"user_id": str(draw.choice(keys["users"])), "item_ids": items}
+        body = json.dumps(asked).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nhost: benchmark\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
         )
@@ -255,6 +266,18 @@ def server(command: list[str], port: int, core: int, log: Path, env: dict[str, s
         process.wait(60)
 
 
+def settle(pid: int, within: float = 180) -> None:
+    """Wait until a server and what stands beside it leave the core alone while nobody asks."""
+    deadline, before = time.monotonic() + within, cpu_seconds(pid)
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        now = cpu_seconds(pid)
+        if now - before < 0.1:
+            return
+        before = now
+    raise SystemExit("the server does not come to rest")
+
+
 def _family(pid: int) -> list[psutil.Process]:
     parent = psutil.Process(pid)
     return [*parent.children(recursive=True), parent]
@@ -312,8 +335,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
             answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
             return answer
 
-        def load(port: int, pid: float, candidates: int) -> dict[str, float]:
-            words = [str(port), str(int(pid)), str(keys), str(candidates), str(flags.seconds)]
+        def load(port: int, pid: float, candidates: int, path: str = RANK) -> dict[str, float]:
+            words = [str(port), str(int(pid)), path, str(keys), str(candidates), str(flags.seconds)]
             return run(others, "--client", *words)
 
         for candidates in flags.candidates:
@@ -324,12 +347,15 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         port = free_port()
         serve = [sys.executable, "-m", "pipelines.cli", "serve", "--dataset", DATASET, "--port", str(port)]
         with server(serve, port, core, flags.workdir / "server.log", env) as said:
+            settle(int(said["pid"]))
             for row in found["rows"]:
                 row |= load(port, said["pid"], row["candidates"])
+                row["predict"] = load(port, said["pid"], row["candidates"], PREDICT)
         found |= said
         port = free_port()
         peer = [sys.executable, "-m", "bentoml", "serve", "tests.benchmarks.serving_peer:Peer", "--port", str(port)]
         with server([*peer, "--working-dir", str(ROOT)], port, core, flags.workdir / "peer.log", env) as said:
+            settle(int(said["pid"]))
             for row in found["rows"]:
                 row["peer"] = load(port, said["pid"], row["candidates"])
         return {**found, "peer": said}
@@ -364,18 +390,28 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def predictions(found: dict[str, Any]) -> str:
+    lines = ["| pairs | p50 | p99 | requests/s | half load p50 | half load p99 | CPU |", "|" + "---|" * 7]
+    for row in found["rows"]:
+        one = row["predict"]
+        cells = [f"{row['candidates']}", f"{one['p50_ms']:.2f}", f"{one['p99_ms']:.2f}", f"{one['requests_per_s']:.0f}"]
+        cells += [f"{one['half_load_p50_ms']:.2f}", f"{one['half_load_p99_ms']:.2f}", f"{one['cpu_ms']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("serving-benchmark"))
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--candidates", type=int, nargs="+", default=[10, 100, 500])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--client", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--client", nargs=6, help=argparse.SUPPRESS)
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.client:
-        port, pid, keys, candidates, seconds = flags.client
-        print(json.dumps(client(int(port), int(pid), "/rank", Path(keys), int(candidates), float(seconds))))
+        port, pid, path, keys, candidates, seconds = flags.client
+        print(json.dumps(client(int(port), int(pid), path, Path(keys), int(candidates), float(seconds))))
         return
     if flags.bare:
         bundle, candidates, rounds = flags.bare
@@ -384,7 +420,7 @@ def main() -> None:
     flags.workdir = flags.workdir.resolve()
     flags.workdir.mkdir(parents=True, exist_ok=True)
     found = measure(flags)
-    print(table(found))
+    print(table(found), predictions(found), sep="\n\n")
     found["judged"] = judge(found)
     for name, value in found["judged"].items():
         if name not in TARGETS:
