@@ -21,8 +21,14 @@ from serving.scorer import Scorer
 KEPT = frozenset({USER_KEY, ITEM_KEY, EVENT_TIMESTAMP})
 
 
-def explain(spec: DatasetSpec, log: Path, request_id: str, item: str | None = None) -> dict[str, Any]:
+def explain(dataset: str, log: Path, request_id: str, item: str | None = None) -> dict[str, Any]:
     """Rebuild the scores of a logged request with the version of the model that answered it.
+
+    Args:
+        dataset: Name of a data set, or path of its DatasetSpec.
+        log: The service's log folder.
+        request_id: The request's id, as its response has it.
+        item: One item of the request; all if None.
 
     Returns:
         By item, the first of the answer first: the probability that was served; `rebuilt` from the logged features;
@@ -39,8 +45,8 @@ def explain(spec: DatasetSpec, log: Path, request_id: str, item: str | None = No
             raise UserError(f"request {request_id} had no item '{item}'")
     rows = rows.sort_by([("probability", "descending")])
     versions = sorted(set(rows["model_version"].to_pylist()))
-    with bundle_of(spec, versions[0]) as bundle:
-        told = _explained(spec, Scorer(bundle), rows)
+    with bundle_of(dataset, versions[0]) as bundle:
+        told = _explained(bundle.spec, Scorer(bundle), rows)
     said = {"request_id": request_id, "at": rows["at"][0].as_py().isoformat(), "model_version": versions[0]}
     return {**said, "degraded": rows["degraded"][0].as_py(), **told}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from components.dataset.errors import UserError
 from serving.journal import FEATURE, FEEDBACK, PREDICTIONS
 
 
-def predictions(folder: Path) -> pa.Table:
+def predictions(folder: Path, since: datetime | None = None) -> pa.Table:
     """Every logged row, the oldest file first; a feature that a version of the model did not read is null.
+
+    Args:
+        folder: The service's log folder.
+        since: Rows of earlier requests are left in their files.
 
     Raises:
         UserError: nothing is logged there.
@@ -24,7 +29,12 @@ def predictions(folder: Path) -> pa.Table:
     files = sorted((folder / PREDICTIONS).glob("*.parquet"))
     if not files:
         raise UserError(f"{folder / PREDICTIONS}: no predictions are logged there; raise log_share, or wait a minute")
-    return pa.concat_tables([ds.dataset(path).to_table() for path in files], promote_options="default")
+    wanted = None if since is None else ds.field("at") >= pa.scalar(since)
+    tables = [ds.dataset(path).to_table(filter=wanted) for path in files]
+    found = pa.concat_tables(tables, promote_options="default")
+    if not found.num_rows:
+        raise UserError(f"{folder / PREDICTIONS}: no predictions are logged there since {since}")
+    return found
 
 
 def of_request(folder: Path, request_id: str) -> pa.Table:

@@ -8,16 +8,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from components.dataset.bundle import Bundle
-from components.dataset.spec import DatasetSpec
 from components.registry.client import BUNDLE, fetch, version_of
 
 
 @contextmanager
-def bundle_of(spec: DatasetSpec, version: str) -> Iterator[Bundle]:
+def bundle_of(dataset: str, version: str) -> Iterator[Bundle]:
     """The bundle of a registered version, in a folder that lasts as long as the context.
+
+    Args:
+        dataset: Name of a data set, or path of its DatasetSpec.
+        version: The version's number.
 
     Raises:
         UserError: the registry has no such version.
     """
     with TemporaryDirectory(prefix="tandem-monitor-") as folder:
-        yield Bundle.open(fetch(version_of(spec.name, version), Path(folder) / BUNDLE))
+        yield Bundle.open(fetch(version_of(dataset, version), Path(folder) / BUNDLE))

@@ -43,6 +43,7 @@ def _hour(rows: pa.Table, clicked: Clicked, hour: datetime, before: datetime) ->
         "rows": rows.num_rows,
         "judged": judged.num_rows,
         "clicks": int(labels.sum()),
+        "expected": float(scores.sum()),
         "degraded": pc.mean(requests["worse_max"]).as_py(),
         **{name: measure(labels, scores) if len(labels) else None for name, measure in figures.items()},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -18,16 +19,35 @@ def monitor(
     log: Log = None,
     delay: Annotated[float, typer.Option(help="Hours after which an item without a click counts as one.")] = 1.0,
     recent: Annotated[float, typer.Option(help="Hours whose features are held against the training set.")] = 24.0,
+    hours: Annotated[float | None, typer.Option(help="Hours of the log that are judged. [default: all]")] = None,
     replay: Annotated[int, typer.Option(help="Served rows that are replayed through the offline join.", min=0)] = 1000,
+    max_psi: Annotated[float | None, typer.Option(help="The most that any feature's PSI may be.")] = None,
+    max_degraded: Annotated[
+        float | None, typer.Option(help="The most that the share of degraded answers may be.")
+    ] = None,
+    max_mismatches: Annotated[
+        int | None, typer.Option(help="Replayed rows of a feature that may differ offline.")
+    ] = None,
+    min_auc: Annotated[float | None, typer.Option(help="The least that the AUC within hours may be.")] = None,
+    calibration: Annotated[
+        tuple[float, float] | None, typer.Option(help="The least and the most that the calibration may be.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     workdir: Workdir = None,
 ) -> None:
-    """Judge what was served: AUC and calibration by hour, drift by feature, degraded answers, and skew."""
-    enter(workdir)
-    from pipelines.monitoring import judge, show
+    """Judge what was served: AUC and calibration by hour, drift by feature, degraded answers, and skew.
 
-    found = judge(dataset, log, delay, recent, replay)
-    print(json.dumps(found)) if as_json else show(found)
+    What lies beyond a limit is named, and the command then exits with 3.
+    """
+    enter(workdir)
+    from pipelines.monitoring import Limits, Span, breaches, judge, show
+
+    found = judge(dataset, log, Span(delay, recent, hours), replay)
+    beyond = breaches(found, Limits(max_psi, max_degraded, max_mismatches, min_auc, calibration))
+    print(json.dumps({**found, "beyond": beyond})) if as_json else show(found)
+    for line in beyond:
+        print(line, file=sys.stderr)
+    raise typer.Exit(3 if beyond else 0)
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,19 +24,27 @@ OVERLAYS = ("dev", "staging", "prod")
 #: What the API server itself does not know: checked by the operator that brings it.
 FOREIGN = {"ExternalSecret"}
 PINNED_OVERLAYS = ("staging", "prod")
+#: What kube-state-metrics tells of a CronJob, as far as the alerts ask.
+CRONJOB_METRICS = {
+    "kube_cronjob_created",
+    "kube_cronjob_status_last_schedule_time",
+    "kube_cronjob_status_last_successful_time",
+}
 Objects = list[dict[str, Any]]
 
 
 def rendered(overlay: str) -> str:
+    return built(KUSTOMIZE / "overlays" / overlay)
+
+
+def built(folder: Path) -> str:
     if shutil.which("kubectl"):
         command = ["kubectl", "kustomize"]
     elif shutil.which("kustomize"):
         command = ["kustomize", "build"]
     else:
         pytest.skip("neither kubectl nor kustomize is installed")
-    done = subprocess.run(
-        [*command, str(KUSTOMIZE / "overlays" / overlay)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -56,7 +66,10 @@ def of_kind(objects: Objects, *kinds: str) -> Iterator[dict[str, Any]]:
 def pods(objects: Objects) -> dict[str, dict[str, Any]]:
     """The pod template of each workload by its name."""
     found = of_kind(objects, "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
-    return {workload["metadata"]["name"]: workload["spec"]["template"] for workload in found}
+    return {
+        workload["metadata"]["name"]: workload["spec"].get("jobTemplate", workload)["spec"]["template"]
+        for workload in found
+    }
 
 
 def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
@@ -195,6 +208,71 @@ def test_one_pusher_runs_and_is_told_where_everything_is(objects):
     assert all(word in shown for word in words if word.startswith("--"))
 
 
+def monitoring(objects: Objects) -> dict[str, Any]:
+    (workload,) = of_kind(objects, "CronJob")
+    assert workload["metadata"]["name"] == "tandem-monitor"
+    return workload
+
+
+def test_the_monitor_reads_what_the_service_writes_and_fails_loudly(objects):
+    workload = monitoring(objects)
+    spec = workload["spec"]["jobTemplate"]["spec"]
+    assert (workload["spec"]["concurrencyPolicy"], spec["backoffLimit"]) == ("Forbid", 0)
+    template = spec["template"]["spec"]
+    assert template["restartPolicy"] == "Never"
+    (container,) = template["containers"]
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "served")
+    assert (mount["mountPath"], mount["readOnly"]) == ("/served", True)
+    (volume,) = (volume for volume in template["volumes"] if volume["name"] == "served")
+    assert volume["persistentVolumeClaim"] == {"claimName": "tandem-served", "readOnly": True}
+    command, *words = container["args"]
+    shown = tandem(command, "--help").stdout
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert all(flag in shown for flag in flags)
+    assert {"--log", "--max-psi", "--max-degraded", "--min-auc", "--calibration"} <= flags
+
+
+def test_the_alarm_is_about_the_monitor_that_there_is(objects):
+    name = monitoring(objects)["metadata"]
+    groups = yaml.safe_load((ROOT / "infra" / "monitoring" / "jobs.yaml").read_text())["groups"]
+    for rule in (rule for group in groups for rule in group["rules"]):
+        asked = set(re.findall(r'(kube_\w+)\{namespace="([^"]+)", cronjob="([^"]+)"\}', rule["expr"]))
+        assert {one[1:] for one in asked} == {(name["namespace"], name["name"])}
+        assert {one[0] for one in asked} <= CRONJOB_METRICS
+        assert rule["for"]
+        assert set(rule["annotations"]) == {"summary", "action"}
+
+
+def test_with_the_published_tables_the_monitor_replays(tmp_path, overlay):
+    own = {
+        "resources": [os.path.relpath(KUSTOMIZE / "overlays" / overlay, tmp_path)],
+        "components": [os.path.relpath(KUSTOMIZE / "components" / "replay", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    found = list(yaml.safe_load_all(built(tmp_path)))
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for one in (one for one in found if one["kind"] not in FOREIGN):
+        validate.validate(one, "1.32", strict=True)
+    template = pods(found)["tandem-monitor"]["spec"]
+    (container,) = template["containers"]
+    assert "--replay=1000" in container["args"]
+    assert {"secretRef": {"name": "tandem-feast"}} in container["envFrom"]
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "state")
+    assert (mount["mountPath"], mount["readOnly"]) == (STATE_PATH, True)
+    (volume,) = (volume for volume in template["volumes"] if volume["name"] == "state")
+    (claim,) = (
+        one
+        for one in of_kind(found, "PersistentVolumeClaim")
+        if one["metadata"]["name"] == volume["persistentVolumeClaim"]["claimName"]
+    )
+    (disk,) = of_kind(found, "PersistentVolume")
+    assert claim["metadata"]["namespace"] == "tandem"
+    assert claim["spec"]["accessModes"] == disk["spec"]["accessModes"] == ["ReadOnlyMany"]
+    assert claim["spec"]["volumeName"] == disk["metadata"]["name"]
+    bound = {"namespace": "tandem", "name": claim["metadata"]["name"]}
+    assert disk["spec"]["claimRef"] == bound
+
+
 def test_only_the_service_is_watched_moved_and_scaled_as_one(objects):
     template = pods(objects)["tandem-serving"]
     serve = template["spec"]["containers"][0]
@@ -282,7 +360,7 @@ class Network:
 
 
 SERVING, REDIS, MLFLOW = ("tandem", "tandem-serving"), ("tandem", "redis"), ("tandem", "mlflow")
-PUSH = ("tandem", "tandem-push")
+PUSH, MONITOR = ("tandem", "tandem-push"), ("tandem", "tandem-monitor")
 STEP, STRANGER, GATEWAY = ("tandem-pipelines", "step"), ("elsewhere", "stranger"), ("gateway", "gateway")
 
 
@@ -303,6 +381,7 @@ def test_every_namespace_is_closed_by_default(objects):
         (SERVING, MLFLOW, 5000),
         (PUSH, REDIS, 6379),
         (PUSH, MLFLOW, 5000),
+        (MONITOR, MLFLOW, 5000),
         (STEP, REDIS, 6379),
         (STEP, MLFLOW, 5000),
         (STEP, STEP, 29500),
@@ -312,7 +391,7 @@ def test_who_needs_a_part_reaches_it(objects, source, target, port):
     assert Network(objects).open(source, target, port)
 
 
-@pytest.mark.parametrize("target", [SERVING, REDIS, MLFLOW, PUSH, STEP, ("tandem", "postgres")])
+@pytest.mark.parametrize("target", [SERVING, REDIS, MLFLOW, PUSH, MONITOR, STEP, ("tandem", "postgres")])
 @pytest.mark.parametrize("port", [80, 3000, 5000, 5432, 6379, 29500])
 def test_strangers_reach_nothing(objects, target, port):
     assert not Network(objects).open(STRANGER, target, port)
@@ -329,6 +408,9 @@ def test_strangers_reach_nothing(objects, target, port):
         (GATEWAY, PUSH, 3000),
         (PUSH, SERVING, 3000),
         (SERVING, PUSH, 3000),
+        (MONITOR, REDIS, 6379),
+        (MONITOR, SERVING, 3000),
+        (GATEWAY, MONITOR, 3000),
     ],
 )
 def test_parts_that_have_no_business_with_each_other_do_not_meet(objects, source, target, port):
@@ -339,7 +421,7 @@ def test_postgres_inside_is_reached_by_those_who_use_it(objects, overlay):
     if overlay != "dev":
         pytest.skip("PostgreSQL is managed elsewhere")
     network = Network(objects)
-    assert all(network.open(source, ("tandem", "postgres"), 5432) for source in (SERVING, PUSH, MLFLOW, STEP))
+    assert all(network.open(source, ("tandem", "postgres"), 5432) for source in (SERVING, PUSH, MONITOR, MLFLOW, STEP))
     assert not network.open(REDIS, ("tandem", "postgres"), 5432)
 
 

@@ -57,6 +57,16 @@ def test_a_request_that_was_not_logged_is_said_to_be_so(answers, shop):
         of_request(shop / "home/served/shop", "f" * 32)
 
 
+def test_a_limit_that_is_broken_fails_the_command(answers, shop):
+    arguments = ["--dataset", "shop", "--log", shop / "home/served/shop", "--hours", "1", "--replay", "0", "--json"]
+    calm = tandem("monitor", *arguments, "--max-degraded", "1", home=shop / "home")
+    assert (calm.returncode, json.loads(calm.stdout)["beyond"]) == (0, []), calm.stderr
+    moved = tandem("monitor", *arguments, "--max-psi", "0.25", home=shop / "home")
+    assert moved.returncode == 3, moved.stderr
+    (line,) = (line for line in json.loads(moved.stdout)["beyond"] if line.startswith("PSI of device is"))
+    assert line in moved.stderr
+
+
 def test_what_was_served_is_judged(answers, shop):
     arguments = ["--dataset", shop / "shop.yaml", "--delay", "0", "--json"]
     done = tandem("monitor", *arguments, home=shop / "home")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from components.dataset.errors import UserError
@@ -135,6 +136,19 @@ def test_a_click_is_not_taken_back(tmp_path):
     assert feedback(tmp_path) == {("1", "a"): True, ("1", "b"): False}
     with pytest.raises(UserError, match="no predictions are logged"):
         predictions(tmp_path)
+
+
+def test_earlier_requests_stay_in_their_files(tmp_path):
+    table, _ = logged()
+    (tmp_path / "predictions").mkdir()
+    pq.write_table(table.slice(0, 150), tmp_path / "predictions" / "1.parquet")
+    pq.write_table(table.slice(150), tmp_path / "predictions" / "2.parquet")
+    since = NOW - timedelta(hours=2)
+    found = predictions(tmp_path, since)
+    assert found["request_id"].to_pylist() == [row["request_id"] for row in table.to_pylist() if row["at"] >= since]
+    assert predictions(tmp_path).num_rows == 400
+    with pytest.raises(UserError, match="no predictions are logged"):
+        predictions(tmp_path, NOW + DELAY)
 
 
 @pytest.mark.parametrize(
