@@ -18,7 +18,7 @@ from components.dataset.errors import UserError
 from components.dataset.prompts import text_hash
 from components.dataset.sources import entity_tables, window_rows
 from components.dataset.spec import CREATED_TIMESTAMP, EVENT_TIMESTAMP, IMPRESSION_ID, DatasetSpec
-from components.dataset.splits import split_table
+from components.dataset.splits import split_window
 from components.dataset.window import Window
 from components.run import home
 from pipelines.settings import ALIGNED, RunSettings
@@ -72,7 +72,7 @@ def plan(settings: RunSettings) -> Plan:
         raise UserError("a window needs time stamps; name their column under 'keys.timestamp' or write window: all")
     found = window_rows(spec, window)
     stops = _nothing_to_learn(found, window)
-    rows = {"total": found.num_rows} if stops else _parts(spec, found)
+    rows = {"total": found.num_rows} if stops else _parts(spec, found, window)
     texts = _texts(spec, found, settings) if settings.method in ALIGNED and not stops else None
     champion = _champion(dataset)
     return Plan(
@@ -100,9 +100,10 @@ def _nothing_to_learn(rows: pa.Table, window: Window) -> str | None:
     return None
 
 
-def _parts(spec: DatasetSpec, rows: pa.Table) -> Content:
+def _parts(spec: DatasetSpec, rows: pa.Table, window: Window) -> Content:
     """How many rows each part would have; which ones does not matter to their numbers."""
-    parts = split_table(rows.append_column(IMPRESSION_ID, pa.array(range(rows.num_rows), pa.int64())), spec)
+    numbered = rows.append_column(IMPRESSION_ID, pa.array(range(rows.num_rows), pa.int64()))
+    parts = split_window(numbered, spec, window.start)
     return {**{name: part.num_rows for name, part in parts.items()}, "total": rows.num_rows}
 
 

@@ -158,20 +158,24 @@ def window_rows(spec: DatasetSpec, window: Window) -> pa.Table:
     """
     source, keys = spec.sources.impressions, spec.keys
     plans = {names.USER_KEY: _Plan(keys.user, texts), names.ITEM_KEY: _Plan(keys.item, texts)}
-    if keys.timestamp is not None:
-        plans[names.EVENT_TIMESTAMP] = _time_plans(spec, keys.timestamp, source)[names.EVENT_TIMESTAMP]
+    times = _time_plans(spec, keys.timestamp, source)
+    # A row that came late may lie in any row group.
+    late = window.arrived is not None and names.CREATED_TIMESTAMP in times
+    plans |= {name: plan for name, plan in times.items() if late or name == names.EVENT_TIMESTAMP}
     wanted = list(dict.fromkeys([*(plan.column for plan in plans.values()), spec.label.column]))
-    found = [pa.table({name: pa.array([], MOMENT if name == names.EVENT_TIMESTAMP else pa.string()) for name in plans})]
-    for batch in batches_between(source, wanted, keys.timestamp, window.start, window.end):
+    found = [pa.table({name: pa.array([], MOMENT if name in times else pa.string()) for name in plans})]
+    for batch in batches_between(source, wanted, keys.timestamp, None if late else window.start, window.end):
         try:
             rows = pa.table({name: plan.convert(batch[plan.column]) for name, plan in plans.items()})
             inside = kept(batch[spec.label.column], spec.label, source.decimal)
         except ColumnError as error:
             raise UserError(f"{source.path}: a column that names a key, the moment or the label {error}") from None
         if keys.timestamp is not None:
-            inside = pc.and_(inside, window.holds(rows[names.EVENT_TIMESTAMP]))
+            arrivals = rows[names.CREATED_TIMESTAMP] if late else None
+            inside = pc.and_(inside, window.holds(rows[names.EVENT_TIMESTAMP], arrivals))
         found.append(rows.filter(inside))
-    return pa.concat_tables(found)
+    rows = pa.concat_tables(found)
+    return rows.drop_columns([names.CREATED_TIMESTAMP]) if late else rows
 
 
 def _all_plans(spec: DatasetSpec) -> dict[str, tuple[Source, dict[str, _Plan]]]:

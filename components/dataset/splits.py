@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.dataset.errors import UserError
 from components.dataset.spec import EVENT_TIMESTAMP, IMPRESSION_ID, USER_KEY, DatasetSpec
@@ -37,6 +39,22 @@ def split_table(table: pa.Table, spec: DatasetSpec) -> dict[str, pa.Table]:
     if empty:
         raise UserError(f"split by {spec.split.by} leaves no row for {' and '.join(empty)}; give more data")
     return parts
+
+
+def split_window(table: pa.Table, spec: DatasetSpec, start: datetime | None) -> dict[str, pa.Table]:
+    """Divide the impressions of a window; those that are dated before its start have come late, and are learnt.
+
+    They would else move the cut-offs back, behind which rows are learnt twice.
+
+    Raises:
+        UserError: a part would hold no row.
+    """
+    if start is None or spec.split.by != "time":
+        return split_table(table, spec)
+    moments = table[EVENT_TIMESTAMP]
+    late = pc.less(moments, pa.scalar(start, moments.type))
+    parts = split_table(table.filter(pc.invert(late)), spec)
+    return {**parts, "train": pa.concat_tables([table.filter(late), parts["train"]])}
 
 
 def held_out(table: pa.Table, key: str, share: float) -> npt.NDArray[np.bool_]:

@@ -21,12 +21,16 @@ FORMS = f"{ALL}, {SINCE[0]}, {SINCE[1]}, or START/END in ISO 8601 such as 2026-0
 class Window:
     """The moments [start, end); None is open.
 
-    `seen` is where the run that this one follows ended: without an impression from then on there is nothing new.
+    Of a window that follows an earlier run, what that run knew: it ended at `seen`, and without an impression from then
+    on there is nothing new; the newest row had arrived at `arrived`, and what arrived later lies in the window too,
+    though it is dated before it; and `before` rows of the log were dated before `start`.
     """
 
     start: datetime | None = None
     end: datetime | None = None
     seen: datetime | None = None
+    arrived: datetime | None = None
+    before: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -48,11 +52,15 @@ class Window:
         """Whether no impression lies outside."""
         return self.start is None and self.end is None
 
-    def holds(self, moments: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Which moments [n] lie in the window."""
+    def holds(self, moments: pa.ChunkedArray, arrivals: pa.ChunkedArray | None = None) -> pa.ChunkedArray:
+        """Which rows [n] lie in the window, by their moments and, where the log has them, the moments of arrival."""
         inside = pc.is_valid(moments)
         if self.start is not None:
-            inside = pc.and_(inside, pc.greater_equal(moments, pa.scalar(self.start, moments.type)))
+            timely = pc.greater_equal(moments, pa.scalar(self.start, moments.type))
+            if self.arrived is not None and arrivals is not None:
+                late = pc.greater(arrivals, pa.scalar(self.arrived, arrivals.type))
+                timely = pc.or_(timely, pc.fill_null(late, False))
+            inside = pc.and_(inside, timely)
         return inside if self.end is None else pc.and_(inside, pc.less(moments, pa.scalar(self.end, moments.type)))
 
 

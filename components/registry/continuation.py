@@ -28,13 +28,16 @@ log = logging.getLogger("tandem.registry")
 CHECKPOINTS = "checkpoints"
 #: End of the window (exclusive), and the first moment in it that no arm was trained on.
 END_TAG, LEARNT_TAG = "tandem.window_end", "tandem.learnt_until"
+#: When the newest row of its log had arrived, where rows say that; and how many rows were dated before LEARNT_TAG.
+ARRIVED_TAG, BEFORE_TAG = "tandem.arrived_until", "tandem.rows_before"
 FINISHED = ("promoted", "kept")
 
 
 def window_of(dataset: str, asked: str) -> Window:
     """The window that a run's setting means now.
 
-    A window since an earlier run begins where that run stopped learning: its validation and test rows are learnt now.
+    A window since an earlier run begins where that run stopped learning: its validation and test rows are learnt now,
+    and so are rows from before that arrived after it, where the log says when a row arrived.
     Where no run has come to a verdict yet it is the whole log.
 
     Args:
@@ -52,15 +55,16 @@ def window_of(dataset: str, asked: str) -> Window:
     if run is None:
         log.info("%s: no earlier run; the window is the whole log", asked)
         return Window()
-    learnt, end = (_moment(run, tag) for tag in (LEARNT_TAG, END_TAG))
-    return Window(start=learnt, seen=end)
+    learnt, end, arrived = (_moment(run, tag) for tag in (LEARNT_TAG, END_TAG, ARRIVED_TAG))
+    before = run.data.tags.get(BEFORE_TAG)
+    return Window(start=learnt, seen=end, arrived=arrived, before=int(before) if before else None)
 
 
 def window_tags(meta: Mapping[str, Any]) -> dict[str, str]:
     """The tags by which a later run finds where this one stopped; none for rows without time stamps."""
     window = meta.get("window") or {}
-    said = {END_TAG: window.get("end"), LEARNT_TAG: window.get("learnt_until")}
-    return {tag: moment for tag, moment in said.items() if moment}
+    said = {END_TAG: "end", LEARNT_TAG: "learnt_until", ARRIVED_TAG: "arrived_until", BEFORE_TAG: "rows_before"}
+    return {tag: str(window[name]) for tag, name in said.items() if window.get(name) is not None}
 
 
 def champion_checkpoints(dataset: str, wanted: bool, destination: Path) -> Path | None:

@@ -29,7 +29,7 @@ from components.dataset.spec import (
     DatasetSpec,
     Kind,
 )
-from components.dataset.splits import PARTS, split_table
+from components.dataset.splits import PARTS, split_window
 from components.dataset.training_set import write_training_set
 from components.dataset.vocabulary import Vocabulary
 from components.dataset.window import Window
@@ -70,7 +70,8 @@ def retrieve(
     spec = load_spec(dataset)
     impressions = validated_file(validated, "impressions")
     limits = window or Window()
-    span = _span(spec, impressions, limits)
+    times = _times(impressions)
+    span = _span(spec, times, limits)
     definitions = build(spec, publish(spec, validated))
     output.parent.mkdir(parents=True, exist_ok=True)
     memory = memory_limit(offline_store(spec))
@@ -83,18 +84,28 @@ def retrieve(
         names = _names(definitions, impressions)
         keys = [name for name in (IMPRESSION_ID, USER_KEY, ITEM_KEY, LABEL, EVENT_TIMESTAMP) if name in names]
         # The rows themselves never are in memory all at once; what decides on their part is.
-        slim = split_table(pq.read_table(file, columns=keys), spec)
+        slim = split_window(pq.read_table(file, columns=keys), spec, limits.start)
         meta = _meta(spec, definitions, slim) | {"dataset_digest": dataset_digest(validated)}
         if span:
             # What is not divided by time is learnt from end to end.
-            meta["window"] = {**span, "learnt_until": meta["cut_offs"].get("valid", span["end"])}
+            learnt = meta["cut_offs"].get("valid", span["end"])
+            meta["window"] = {**span, **_known(times, datetime.fromisoformat(learnt)), "learnt_until": learnt}
+            meta["window"]["late"] = _late(times, limits)
         parts = {name: partial(_part, spec, connection, file, names, table) for name, table in slim.items()}
         write_training_set(output, spec, parts, meta, Vocabulary.load(known) if known else None)
     return meta
 
 
-def _span(spec: DatasetSpec, impressions: Path, window: Window) -> dict[str, str]:
+def _times(impressions: Path) -> pa.Table:
+    """When each impression was, and when it arrived, as far as the log says."""
+    said = [name for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP) if name in pq.read_schema(impressions).names]
+    return pq.read_table(impressions, columns=said)
+
+
+def _span(spec: DatasetSpec, times: pa.Table, window: Window) -> dict[str, str]:
     """First moment and end (exclusive) of the impressions in the window; empty for a log without time stamps.
+
+    Those that came late are dated before the first moment, where the window has a start.
 
     Raises:
         UserError: none lies in it, or none is newer than what an earlier run has seen.
@@ -105,7 +116,7 @@ def _span(spec: DatasetSpec, impressions: Path, window: Window) -> dict[str, str
                 "a window needs time stamps; name their column under 'keys.timestamp', or write window: all"
             )
         return {}
-    moments = pq.read_table(impressions, columns=[EVENT_TIMESTAMP])[EVENT_TIMESTAMP]
+    moments = times[EVENT_TIMESTAMP]
     newest = pc.max(moments).as_py()
     if window.seen is not None and newest < window.seen:
         raise UserError(f"nothing new: the newest impression is of {newest.isoformat()}, and earlier runs have seen it")
@@ -117,10 +128,44 @@ def _span(spec: DatasetSpec, impressions: Path, window: Window) -> dict[str, str
     return {"start": inside["min"].isoformat(), "end": end.isoformat()}
 
 
+def _known(times: pa.Table, learnt: datetime) -> dict[str, Any]:
+    """By what a later run finds what came late: when the newest row arrived, and the rows dated before a moment."""
+    moments = times[EVENT_TIMESTAMP]
+    found: dict[str, Any] = {"rows_before": pc.sum(pc.less(moments, pa.scalar(learnt, moments.type))).as_py() or 0}
+    newest = pc.max(times[CREATED_TIMESTAMP]).as_py() if CREATED_TIMESTAMP in times.column_names else None
+    return found | ({"arrived_until": newest.isoformat()} if newest else {})
+
+
+def _late(times: pa.Table, window: Window) -> int:
+    """How many impressions dated before the window came after the run that it follows; says what becomes of them.
+
+    Where the log does not say when a row arrived they are counted by how many more there are now, so that rows that
+    were removed meanwhile hide as many.
+    """
+    if window.start is None:
+        return 0
+    moments = times[EVENT_TIMESTAMP]
+    dated = pc.less(moments, pa.scalar(window.start, moments.type))
+    if window.arrived is not None and CREATED_TIMESTAMP in times.column_names:
+        late = pc.sum(pc.and_(dated, window.holds(moments, times[CREATED_TIMESTAMP]))).as_py() or 0
+        log.info("%d impressions dated before the window have come late, and are learnt", late)
+        return int(late)
+    late = max(0, (pc.sum(dated).as_py() or 0) - window.before) if window.before is not None else 0
+    if late:
+        log.warning(
+            "%d impressions dated before the window have come late, and are not learnt; name the column that says when "
+            "a row arrived under sources.impressions.created, or run once with an earlier START or window: all",
+            late,
+        )
+    return int(late)
+
+
 def _within(connection: Any, impressions: Path, window: Window, file: Path) -> Path:
     """The impressions of the window in a file of their own, in the order in which they stand."""
     bounds = {">=": window.start, "<": window.end}
     said = [f"{EVENT_TIMESTAMP} {sign} TIMESTAMPTZ {literal(at.isoformat())}" for sign, at in bounds.items() if at]
+    if window.start and window.arrived and CREATED_TIMESTAMP in pq.read_schema(impressions).names:
+        said[0] = f"({said[0]} OR {CREATED_TIMESTAMP} > TIMESTAMPTZ {literal(window.arrived.isoformat())})"
     rows = f"SELECT * FROM read_parquet({literal(impressions)}) WHERE {' AND '.join(said)} ORDER BY {IMPRESSION_ID}"
     connection.execute(f"COPY ({rows}) TO {literal(file)} (FORMAT parquet)")
     return file

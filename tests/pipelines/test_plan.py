@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -71,10 +72,21 @@ def test_a_text_log_gives_the_rows_of_the_window_that_the_label_rule_keeps(windo
     assert expected.num_rows > 0
 
 
+def test_a_window_holds_what_came_late(tmp_path):
+    log = "uid,mid,ts,came,rating\n1,10,100,100,5\n2,10,200,900,1\n1,20,300,300,4\n3,20,700,700,5\n"
+    write_sources(tmp_path, log)
+    sources = {name: {"path": f"{tmp_path}/{name}.csv"} for name in ("users", "items")}
+    sources["impressions"] = {"path": f"{tmp_path}/impressions.csv", "created": "came"}
+    spec = spec_of(tmp_path, sources=sources)
+    start, arrived = (datetime.fromtimestamp(second, UTC) for second in (600, 800))
+    found = window_rows(spec, Window(start, arrived=arrived))
+    assert found.column_names == ["user_id", "item_id", "event_timestamp"]
+    assert [moment.timestamp() for moment in found["event_timestamp"].to_pylist()] == [200, 700]
+    assert window_rows(spec, Window(start)).num_rows == 1
+
+
 def test_of_parquet_only_the_row_groups_of_the_window_are_read(tmp_path, monkeypatch):
     """A row group outside is damaged on purpose: whoever reads it fails."""
-    from datetime import UTC, datetime, timedelta
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 

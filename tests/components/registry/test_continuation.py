@@ -25,7 +25,8 @@ def run_of(dataset, run_id, verdict, timed=True):
     version = add_version(dataset, run_id)
     mlflow = connect()
     run = tracking.parent_run(mlflow, client.model_name(dataset), run_id, {})
-    tags = window_tags({"window": {"learnt_until": learnt, "end": end}} if timed else {})
+    said = {"learnt_until": learnt, "end": end, "arrived_until": end, "rows_before": 7}
+    tags = window_tags({"window": said} if timed else {})
     for key, value in {**tags, tracking.DATASET_TAG: dataset, client.VERDICT_TAG: verdict}.items():
         mlflow.set_tag(run.info.run_id, key, value)
     return version, run.info.run_id
@@ -38,8 +39,8 @@ def test_a_window_begins_where_the_newest_finished_run_stopped_learning(dataset)
     promote(dataset, first, None)
     run_of(dataset, "b", "kept")
     run_of(dataset, "c", "rejected")
-    assert window_of(dataset, "since-last-success") == Window(start=day(4), seen=day(6))
-    assert window_of(dataset, "since-champion") == Window(start=day(1), seen=day(3))
+    assert window_of(dataset, "since-last-success") == Window(start=day(4), seen=day(6), arrived=day(6), before=7)
+    assert window_of(dataset, "since-champion") == Window(start=day(1), seen=day(3), arrived=day(3), before=7)
 
 
 @pytest.mark.usefixtures("home")

@@ -1,8 +1,9 @@
 """The training set holds each impression once, with what was known at its moment and nothing later."""
 
 import json
+import logging
 import tempfile
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
 from components.dataset.window import Window
+from components.registry.continuation import ARRIVED_TAG, BEFORE_TAG, END_TAG, LEARNT_TAG, window_tags
 from tests.feature_repo import logs
 
 PARTS = ("train", "valid", "test")
@@ -143,6 +145,60 @@ def test_the_whole_log_ends_behind_its_newest_row(step, tmp_path):
     validated = logs.write(tmp_path / "validated", spec, thirty_impressions(), *logs.one_row_tables())
     meta = step.retrieve(spec_file(tmp_path, spec), validated, tmp_path / "out")
     assert meta["window"]["end"] == (logs.moment(9) + timedelta(microseconds=1)).isoformat()
+
+
+#: Rows of a log by the night in which they came: half of the second night's are dated well before it.
+NIGHTS = [[("a", "a", n, n % 2) for n in range(20)], [("b", "ç", n, n % 2) for n in (*range(10), *range(20, 30))]]
+
+
+def nights(folder, count, arrivals):
+    """The log after so many nights, with or without its rows' moments of arrival; the data set and its folder."""
+    source = {"path": "i.parquet"} | ({"created": "c"} if arrivals else {})
+    tables = {"path": "t.parquet", "timestamp": "t", "created": "c"}
+    spec = logs.make_spec(sources={"impressions": source, "users": tables, "items": tables})
+    rows = [row for night in NIGHTS[:count] for row in night]
+    log = logs.impression_table(rows)
+    if arrivals:
+        came = [logs.moment(20 + 10 * night) for night in range(count) for _ in NIGHTS[night]]
+        log = log.append_column("created_timestamp", pa.array(came, log["event_timestamp"].type))
+    return spec_file(folder, spec), logs.write(folder / f"night-{count}", spec, log, *logs.one_row_tables())
+
+
+def following(meta):
+    """The window that follows a run, as the registry remembers what it says of itself."""
+    tags = window_tags(meta)
+    learnt, end = (datetime.fromisoformat(tags[name]) for name in (LEARNT_TAG, END_TAG))
+    arrived = datetime.fromisoformat(tags[ARRIVED_TAG]) if ARRIVED_TAG in tags else None
+    return Window(learnt, seen=end, arrived=arrived, before=int(tags[BEFORE_TAG]))
+
+
+def test_rows_that_come_late_are_learnt_where_the_log_says_when_they_came(step, tmp_path):
+    first = step.retrieve(*nights(tmp_path, 1, arrivals=True), tmp_path / "first")
+    window = following(first)
+    second = step.retrieve(*nights(tmp_path, 2, arrivals=True), tmp_path / "second", window)
+    assert (first["window"]["late"], second["window"]["late"]) == (0, 10)
+    made = TrainingSet.open(tmp_path / "second")
+    train, valid, test = (made.table(part)["event_timestamp"].to_pylist() for part in PARTS)
+    assert train[:10] == [logs.moment(n) for n in range(10)]
+    timely = [logs.moment(n) for n in range(30) if logs.moment(n) >= window.start]
+    assert [*train[10:], *valid, *test] == timely, "none is left out, and no other is learnt again"
+    # The cut-offs are those of the rows that came in time.
+    parts = [round(len(timely) * share) for share in (0.8, 0.1, 0.1)]
+    assert abs(len(train) - 10 - parts[0]) <= 1
+    assert second["window"]["start"] == window.start.isoformat()
+    third = following(second)
+    assert not third.holds(*(pa.chunked_array([[at]]) for at in (logs.moment(5), logs.moment(30)))).to_pylist()[0]
+
+
+def test_rows_that_come_late_are_counted_where_the_log_does_not_say_when(step, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tandem"), "propagate", True)
+    window = following(step.retrieve(*nights(tmp_path, 1, arrivals=False), tmp_path / "first"))
+    assert window.arrived is None
+    assert "late" not in caplog.text
+    second = step.retrieve(*nights(tmp_path, 2, arrivals=False), tmp_path / "second", window)
+    assert second["window"]["late"] == 10
+    assert "10 impressions dated before the window have come late, and are not learnt; name the column" in caplog.text
+    assert min(TrainingSet.open(tmp_path / "second").table("train")["event_timestamp"].to_pylist()) == window.start
 
 
 @pytest.mark.parametrize(
