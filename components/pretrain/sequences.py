@@ -53,15 +53,21 @@ class Sequences:
         return len(self.ids)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Each sequence once, in batches of about equal length, cut to the longest of them, in random order."""
+        """Each sequence once, in batches of about equal length, in random order."""
+        return (self.batch(rows) for rows in self.shuffled(size, generator))
+
+    def shuffled(self, size: int, generator: torch.Generator) -> list[Tensor]:
+        """The sequences of each of these batches, by their numbers."""
         # A little noise on the length, so that the same sequences do not always meet.
         noise = torch.rand(len(self), generator=generator).to(self.ids.device)
         order = torch.argsort(self.lengths + 2.0 * noise)
         groups = list(torch.split(order, size))
-        for number in torch.randperm(len(groups), generator=generator).tolist():
-            rows = groups[number]
-            longest = int(self.lengths[rows].max())
-            yield self.ids[rows, self.ids.shape[1] - longest :]
+        return [groups[number] for number in torch.randperm(len(groups), generator=generator).tolist()]
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Some sequences [batch, L, A], cut to the longest of them."""
+        longest = int(self.lengths[rows].max())
+        return self.ids[rows, self.ids.shape[1] - longest :]
 
 
 def split_users(

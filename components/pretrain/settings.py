@@ -18,4 +18,7 @@ class PretrainSettings(BaseModel):
     behaviour_rate: float = Field(default=0.2, gt=0, lt=1, description="Share of events whose behaviour is hidden.")
     samples: int = Field(default=512, ge=1, le=65536, description="Values in the sampled softmax of a large attribute.")
     held_out: float = Field(default=0.05, gt=0, lt=0.5, description="Share of the users whose loss is reported.")
+    checkpoint_minutes: float = Field(
+        default=10.0, gt=0, description="Minutes between checkpoints, from which a killed training goes on."
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="Threads on a CPU; 0: as many as there are cores.")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from components.dataset.errors import UserError
 from components.dataset.layout import MASK
@@ -23,7 +24,9 @@ from components.pretrain.sequences import Sequences, split_users
 from components.pretrain.settings import PretrainSettings
 from components.training.checkpoints import save_model
 from components.training.device import pick_device
+from components.training.group import Group
 from components.training.loop import TrainingError
+from components.training.progress import Progress, inputs_digest, load_optimizer, optimizer_state
 from components.training.seeds import seed_everything
 
 log = logging.getLogger("tandem.pretrain")
@@ -43,6 +46,11 @@ class Pretraining:
         self.generator = torch.Generator().manual_seed(seed)
         weights = [*self.encoder.parameters(), *self.cloze.parameters()]
         self.optimizer = torch.optim.Adam(weights, lr=settings.learning_rate)
+        self.parts: dict[str, nn.Module] = {"encoder": self.encoder, "cloze": self.cloze}
+        # Where it stands: steps done, the state in which the epoch's order was drawn, and its losses up to now.
+        self.steps, self.order = 0, self.generator.get_state()
+        self.total = torch.zeros((), device=self.device)
+        self.curve: list[dict[str, Any]] = []
 
     def losses(self, ids: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss of each attribute over events' ids [batch, L, A]; one that hides nothing is absent."""
@@ -52,30 +60,79 @@ class Pretraining:
         found: dict[str, Tensor] = self.cloze(tokens[:, 1:], ids, masked.hidden, self.encoder.table.weight, generator)
         return found
 
-    def train(self, sequences: Sequences) -> list[dict[str, Any]]:
-        """Run every epoch; a line of the curve for each: the mean of the attributes' losses together."""
+    def train(self, sequences: Sequences, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """Run what is left of the epochs; a line of the curve for each: the mean of the attributes' losses together."""
         batches = math.ceil(len(sequences) / self.settings.batch_size)
         steps = batches * self.settings.epochs
         schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, steps, power=self.settings.power)
-        curve: list[dict[str, Any]] = []
+        if progress is not None:
+            self._go_on(progress, schedule)
         self.encoder.train()
-        for epoch in range(1, self.settings.epochs + 1):
-            started, total = time.perf_counter(), torch.zeros((), device=self.device)
-            for ids in sequences.batches(self.settings.batch_size, self.generator):
-                losses = self.losses(ids, self.generator)
-                if losses:
-                    loss = torch.stack(list(losses.values())).sum()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    self.optimizer.step()
-                    total += loss.detach()
+        started = time.perf_counter()
+        while self.steps < steps:
+            for rows in self._left(sequences, self.steps % batches):
+                self._step(sequences.batch(rows))
                 schedule.step()
-            mean = float(total) / batches
-            if not math.isfinite(mean):
-                raise TrainingError("the pre-training loss is no finite number; lower pretrain.learning_rate")
-            curve.append({"epoch": epoch, "loss": mean, "seconds": round(time.perf_counter() - started, 3)})
-            log.info("epoch %d of %d: loss %.4f, %.1f s", epoch, self.settings.epochs, mean, curve[-1]["seconds"])
-        return curve
+                due = progress is not None and progress.due()
+                if self.steps % batches == 0:
+                    self._close(batches, round(time.perf_counter() - started, 3))
+                    started = time.perf_counter()
+                if progress is not None and due:
+                    self._keep(progress, schedule)
+        return self.curve
+
+    def _left(self, sequences: Sequences, done: int) -> list[Tensor]:
+        """The batches that are left of an epoch, in the order that was drawn at its beginning."""
+        if done == 0:
+            self.order = self.generator.get_state()
+            return sequences.shuffled(self.settings.batch_size, self.generator)
+        again = torch.Generator()
+        again.set_state(self.order)
+        return sequences.shuffled(self.settings.batch_size, again)[done:]
+
+    def _step(self, ids: Tensor) -> None:
+        losses = self.losses(ids, self.generator)
+        if losses:
+            loss = torch.stack(list(losses.values())).sum()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.total += loss.detach()
+        self.steps += 1
+
+    def _close(self, batches: int, seconds: float) -> None:
+        """End an epoch."""
+        mean = float(self.total) / batches
+        if not math.isfinite(mean):
+            raise TrainingError("the pre-training loss is no finite number; lower pretrain.learning_rate")
+        self.total = torch.zeros_like(self.total)
+        self.curve.append({"epoch": self.steps // batches, "loss": mean, "seconds": seconds})
+        log.info("epoch %d of %d: loss %.4f, %.1f s", self.steps // batches, self.settings.epochs, mean, seconds)
+
+    def _keep(self, progress: Progress, schedule: LRScheduler) -> None:
+        weights = {
+            f"{part}.{name}": value for part, one in self.parts.items() for name, value in one.state_dict().items()
+        }
+        moments, rates = optimizer_state(self.optimizer, "optimizer")
+        drawn = {"order": self.order, "drawn": self.generator.get_state(), "total": self.total}
+        state = {"steps": self.steps, "curve": self.curve, "optimizer": rates, "schedule": schedule.last_epoch}
+        progress.keep({**weights, **moments, **drawn}, state)
+
+    def _go_on(self, progress: Progress, schedule: LRScheduler) -> None:
+        """Take up where an earlier pre-training of the same name was killed."""
+        found = progress.find()
+        if found is None:
+            return
+        tensors, state = found
+        for part, one in self.parts.items():
+            start = f"{part}."
+            one.load_state_dict({name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)})
+        load_optimizer(self.optimizer, "optimizer", tensors, state["optimizer"])
+        schedule.last_epoch = state["schedule"]
+        self.generator.set_state(tensors["drawn"])
+        self.order, self.total = tensors["order"], tensors["total"].to(self.device)
+        self.steps, self.curve = state["steps"], state["curve"]
+        log.info("going on after %d batches, from a checkpoint", self.steps)
 
     def report(self, sequences: Sequences) -> dict[str, float]:
         """Mean loss of each attribute over held-out sequences, under masks that are the same each time."""
@@ -94,7 +151,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pre-train and write the model's checkpoint with health.json and curve.json; all but the encoder is untrained.
 
-    Histories are those of train rows: every event in them lies before the training cut-off.
+    Histories are those of train rows: every event in them lies before the training cut-off. Killed and started again,
+    it goes on from its last checkpoint.
 
     Returns:
         The health report: each attribute's loss on users held out, before and after.
@@ -123,11 +181,16 @@ def pretrain(
         )
     log.info("%d sequences of %d events at most, %d held out", len(learn), encoder.events.length, len(held))
     before = work.report(held)
-    curve = work.train(learn)
+    decides: dict[str, Any] = {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
+    inputs = inputs_digest(training_set, None, [])
+    alone = Group(0, 1, work.device)
+    progress = Progress("pretrain", {**decides, "inputs": inputs}, settings.checkpoint_minutes, alone)
+    curve = work.train(learn, progress)
     health = {"before": before, "after": work.report(held), "sequences": len(learn), "held_out": len(held)}
     network.take_over()
     meta = {"seed": seed, "settings": settings.model_dump(mode="json")}
     save_model(output, network.cpu(), meta, {"health.json": health, "curve.json": {"history": curve}})
+    progress.clear()
     return health
 
 

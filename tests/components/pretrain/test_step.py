@@ -17,6 +17,7 @@ from components.models.registry import build_backbone
 from components.pretrain.sequences import Sequences, tiling_rows
 from components.pretrain.settings import PretrainSettings
 from components.pretrain.step import Pretraining, pretrain
+from components.run import home
 from components.training.checkpoints import continue_from, load_model
 from tests.components.evaluate.logs import GENRES, LENGTH, spec_of, table
 
@@ -53,6 +54,14 @@ def made(folder, change=lambda rows: rows, **changes):
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_home(tmp_path_factory):
+    """Checkpoints of killed trainings lie in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def training_set(tmp_path_factory):
     return made(tmp_path_factory.mktemp("pretrain") / "training_set")
@@ -77,6 +86,37 @@ def test_what_is_hidden_is_told_better_than_before(checkpoint):
 def test_the_same_seed_gives_the_same_encoder(training_set, checkpoint, tmp_path):
     pretrain(training_set, tmp_path / "again", "srp4ctr", MODEL, SETTINGS, 1)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("after", [7, 8, 11], ids="batches done: {}".format)
+def test_a_killed_pre_training_goes_on_to_the_same_result(training_set, tmp_path, monkeypatch, after):
+    """Killed within an epoch, and where one has just ended."""
+    batches = 8
+    model = MODEL.model_copy(update={"dropout": 0.2})
+    settings = SETTINGS.model_copy(update={"epochs": 3, "checkpoint_minutes": 1e-9})
+    whole = pretrain(training_set, tmp_path / "whole", "srp4ctr", model, settings, 1)
+    step = Pretraining._step
+
+    def killed(self, ids):
+        if self.steps == after:
+            raise KeyboardInterrupt
+        step(self, ids)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pretraining, "_step", killed)
+        pretrain(training_set, tmp_path / "parts", "srp4ctr", model, settings, 1)
+    (kept,) = (home() / "checkpoints").glob("pretrain-*")
+    done = []
+    monkeypatch.setattr(Pretraining, "_step", lambda self, ids: done.append(self.steps) or step(self, ids))
+    assert pretrain(training_set, tmp_path / "parts", "srp4ctr", model, settings, 1) == whole
+    assert done == list(range(after, 3 * batches))
+    one, other = (tmp_path / name for name in ("whole", "parts"))
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    curves = [json.loads((path / "curve.json").read_text())["history"] for path in (one, other)]
+    assert [(line["epoch"], line["loss"]) for line in curves[0]] == [
+        (line["epoch"], line["loss"]) for line in curves[1]
+    ]
+    assert not kept.exists()
 
 
 def test_no_event_from_the_cut_off_on_is_seen(training_set, monkeypatch, tmp_path):
