@@ -41,6 +41,7 @@ def server(tmp_path_factory) -> Iterator[str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     env = {**os.environ, **KEYS, "MLFLOW_DISABLE_TELEMETRY": "true", "NO_PROXY": "127.0.0.1"}
+    env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # as in the image
     with ExitStack() as stack:
         database = stack.enter_context(postgres())
         env["MLFLOW_S3_ENDPOINT_URL"] = stack.enter_context(object_store(folder, env))
