@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.dataset.bundle import write_manifest
-from serving.promotion import fraction
+from serving.promotion import Mirror, fraction
 from tests.serving.conftest import started
 
 KEY = "a-key-of-sixteen-letters"
@@ -151,6 +151,15 @@ def test_a_share_of_the_users_meets_the_candidate(following, models):
     assert [pair["user_id"] for pair in answer["pairs"]] == users
     models.point(champion="1", candidate=None)
     until(lambda: said(following)["candidate"] is None)
+
+
+def test_a_pinned_version_stays_whatever_the_aliases_say(tmp_path):
+    aliases = tmp_path / "aliases.json"
+    free, pinned = Mirror(tmp_path), Mirror(tmp_path, pinned="1")
+    for pointed in ({"champion": "2", "candidate": "3"}, {"champion": "4", "candidate": None}):
+        aliases.write_text(json.dumps(pointed))
+        assert free.wanted() == {alias: tmp_path / version for alias, version in pointed.items() if version}
+        assert pinned.wanted() == {"champion": tmp_path / "1"}
 
 
 def test_the_share_is_even_and_steady():
