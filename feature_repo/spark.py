@@ -12,7 +12,7 @@ import pyarrow as pa
 from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkOfflineStore, SparkOfflineStoreConfig
 from pyspark.sql import DataFrame, SparkSession
 
-from components.run import aside
+from components.run import aside, home
 from feature_repo.engine import ENTITIES, Engine
 from feature_repo.environment import SPARK
 from feature_repo.offline import AsofRetrieval
@@ -70,7 +70,9 @@ def spark_session(settings: Mapping[str, str]) -> SparkSession:
     """A session of its own, on UTC, in the Spark of this process, which is started if there is none."""
     started = SparkSession.getActiveSession() is not None
     builder: Any = SparkSession.builder.appName("tandem")
-    for name, value in {**QUIET, **settings}.items() if not started else ():
+    # Spark makes this folder where it is started, and nothing is ever in it.
+    own = {**QUIET, "spark.sql.warehouse.dir": str(home() / "spark-warehouse")}
+    for name, value in {**own, **settings}.items() if not started else ():
         builder = builder.config(name, value)
     session = builder.getOrCreate().newSession()
     if not started:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from components.dataset.errors import UserError
@@ -41,7 +43,7 @@ class SplitArrays:
     item_counts: npt.NDArray[np.int32]
 
 
-#: A part's rows: a table, or a function that gives a reader of them in batches.
+#: A part's rows: a table, or the path of the Parquet file, or folder of files in the order of their names.
 Part = Any
 
 
@@ -57,7 +59,7 @@ def write_training_set(
     Args:
         path: The folder; takes the place of an older one.
         spec: The data set.
-        parts: The rows of train, valid and test.
+        parts: The rows of train, valid and test; files are moved.
         meta: What is to be known of their making.
         known: The vocabulary of the model that training begins with, which is kept and grown; or none.
 
@@ -83,22 +85,28 @@ def _write_part(part: Part, path: Path) -> int:
     if isinstance(part, pa.Table):
         pq.write_table(part, path, coerce_timestamps="us")
     else:
-        with part() as reader, pq.ParquetWriter(path, reader.schema, coerce_timestamps="us") as writer:
-            for batch in reader:
-                writer.write_batch(batch)
-    rows: int = pq.read_metadata(path).num_rows
+        shutil.move(part, path)
+    rows: int = ds.dataset(path).count_rows()
     return rows
 
 
 class _Columns:
-    """A Parquet file whose columns are read when they are asked for, one at a time."""
+    """A part whose columns are read when they are asked for, one at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.column_names: list[str] = pq.read_schema(path).names
+        self.column_names: list[str] = ds.dataset(path).schema.names
 
     def __getitem__(self, name: str) -> Any:
-        return pq.read_table(self.path, columns=[name])[name]
+        return _alike(pq.read_table(self.path, columns=[name]))[name]
+
+
+def _alike(table: pa.Table) -> pa.Table:
+    """The table as if Arrow had written it: writers of Parquet differ in their names for what a list holds, and in
+    which columns they say to be without nulls.
+    """
+    kinds = [pa.list_(kind.value_type) if pa.types.is_list(kind) else kind for kind in table.schema.types]
+    return table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True))))
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,18 @@ class TrainingSet:
 
     def table(self, part: str, columns: list[str] | None = None) -> pa.Table:
         """The raw rows of 'train', 'valid' or 'test', all columns or some."""
-        return pq.read_table(self.path / f"{part}.parquet", columns=columns)
+        return _alike(pq.read_table(self.path / f"{part}.parquet", columns=columns))
+
+    def columns(self, part: str) -> list[str]:
+        """The names of a part's columns."""
+        return list(ds.dataset(self.path / f"{part}.parquet").schema.names)
+
+    def batches(self, part: str, columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Some columns of a part's rows, at most `rows` of them at a time, in their order."""
+        data = ds.dataset(self.path / f"{part}.parquet")
+        for batch in data.to_batches(columns=columns, batch_size=rows, use_threads=False, batch_readahead=0):
+            if batch.num_rows:
+                yield _alike(pa.table(batch))
 
     def arrays(self, part: str) -> SplitArrays:
         """The rows of a part as the model's arrays."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from components.dataset.prompts import write_prompt_set
 from components.dataset.spec import LABEL, DatasetSpec
@@ -49,7 +48,7 @@ def prompt_transform(training_set: Path, output: Path, settings: PromptSettings)
     data = TrainingSet.open(training_set)
     tokens = Tokens.of(settings.plm) if settings.plm else None
     renderer = Renderer(data.spec, settings, tokens)
-    names = pq.read_schema(training_set / f"{PARTS[0]}.parquet").names
+    names = data.columns(PARTS[0])
     columns = renderer.columns(names)
     said = [field.name for field in said_fields(data.spec) if field.name in names]
     refuse_leaks(data.spec, data.table("train", [*said, LABEL]))
@@ -102,9 +101,7 @@ def _collect(data: TrainingSet, renderer: Renderer, columns: list[str]) -> tuple
     collectors = {side: Collector(side) for side in renderer.sides}
     tally = Tally(renderer)
     for part in PARTS:
-        file = pq.ParquetFile(data.path / f"{part}.parquet")
-        for batch in file.iter_batches(ROWS, columns=columns or [LABEL]):
-            table = pa.table(batch)
+        for table in data.batches(part, columns or [LABEL], ROWS):
             tally.add(part, table.select(columns))
             for side, chunk in renderer.chunks(table):
                 collectors[side].add(part, chunk)

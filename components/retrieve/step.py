@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,16 +32,18 @@ from components.dataset.splits import PARTS, split_window
 from components.dataset.training_set import write_training_set
 from components.dataset.vocabulary import Vocabulary
 from components.dataset.window import Window
-from feature_repo.asof import literal, quoted, scan, session
+from components.run import home
+from feature_repo.asof import literal, quoted, scan
 from feature_repo.definitions import Definitions, build
-from feature_repo.engine import memory_limit
+from feature_repo.engine import DuckEngine, engine_of, memory_limit
 from feature_repo.environment import offline_store
 from feature_repo.publish import dataset_digest, validated_file
 from feature_repo.store import publish, training_store
 
 log = logging.getLogger("tandem.retrieve")
-#: Rows of a part that are in memory at a time, and in a row group of its file.
-BATCH = 500_000
+#: SQL types of a training set's columns; all others are words.
+TYPES = {IMPRESSION_ID: "BIGINT", LABEL: "TINYINT", EVENT_TIMESTAMP: "TIMESTAMPTZ"}
+KINDS = {Kind.NUMBER: "DOUBLE", Kind.MULTI: "VARCHAR[]"}
 
 
 def retrieve(
@@ -73,12 +74,13 @@ def retrieve(
     times = _times(impressions)
     span = _span(spec, times, limits)
     definitions = build(spec, publish(spec, validated))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    memory = memory_limit(offline_store(spec))
-    with TemporaryDirectory(prefix=".joined-", dir=output.parent) as folder, session(memory) as connection:
+    offline = offline_store(spec)
+    home().mkdir(parents=True, exist_ok=True)
+    # Where Spark's executors may write: a step's own output may lie where only this machine sees it.
+    with TemporaryDirectory(prefix=".joined-", dir=home()) as folder:
         file = Path(folder, "joined.parquet")
         if not limits.everything:
-            impressions = _within(connection, impressions, limits, Path(folder, "window.parquet"))
+            impressions = _within(memory_limit(offline), impressions, limits, Path(folder, "window.parquet"))
         write_joined(spec, definitions, impressions, file)
         log.info("%d impressions joined with %d features", _count(file), len(definitions.features))
         names = _names(definitions, impressions)
@@ -91,7 +93,9 @@ def retrieve(
             learnt = meta["cut_offs"].get("valid", span["end"])
             meta["window"] = {**span, **_known(times, datetime.fromisoformat(learnt)), "learnt_until": learnt}
             meta["window"]["late"] = _late(times, limits)
-        parts = {name: partial(_part, spec, connection, file, names, table) for name, table in slim.items()}
+        parts = {name: Path(folder, f"{name}.parquet") for name in slim}
+        for name, path in parts.items():
+            engine_of(offline).write(_part(spec, file, names, _membership(spec, slim, name, Path(folder))), path)
         write_training_set(output, spec, parts, meta, Vocabulary.load(known) if known else None)
     return meta
 
@@ -160,14 +164,14 @@ def _late(times: pa.Table, window: Window) -> int:
     return int(late)
 
 
-def _within(connection: Any, impressions: Path, window: Window, file: Path) -> Path:
+def _within(memory: str, impressions: Path, window: Window, file: Path) -> Path:
     """The impressions of the window in a file of their own, in the order in which they stand."""
     bounds = {">=": window.start, "<": window.end}
     said = [f"{EVENT_TIMESTAMP} {sign} TIMESTAMPTZ {literal(at.isoformat())}" for sign, at in bounds.items() if at]
     if window.start and window.arrived and CREATED_TIMESTAMP in pq.read_schema(impressions).names:
         said[0] = f"({said[0]} OR {CREATED_TIMESTAMP} > TIMESTAMPTZ {literal(window.arrived.isoformat())})"
     rows = f"SELECT * FROM read_parquet({literal(impressions)}) WHERE {' AND '.join(said)} ORDER BY {IMPRESSION_ID}"
-    connection.execute(f"COPY ({rows}) TO {literal(file)} (FORMAT parquet)")
+    DuckEngine(memory).write(rows, file)
     return file
 
 
@@ -186,16 +190,29 @@ def _count(file: Path) -> int:
     return count
 
 
-def _part(spec: DatasetSpec, connection: Any, file: Path, names: Sequence[str], slim: pa.Table) -> pa.RecordBatchReader:
-    """The rows of a part in the order of the split: by time where that decides, else as in the impressions' file."""
+def _membership(spec: DatasetSpec, parts: Mapping[str, pa.Table], name: str, folder: Path) -> str:
+    """SQL of the condition on which a joined row is of a part: what `split_table` has decided, written down.
+
+    A split by time has no moment in two parts, so that the first moments of the parts say it all; any other one is
+    said by the numbers of the impressions, in a file.
+    """
+    if spec.split.by != "time":
+        file = folder / f"{name}-rows.parquet"
+        pq.write_table(parts[name].select([IMPRESSION_ID]), file)
+        return f"{IMPRESSION_ID} IN (SELECT {IMPRESSION_ID} FROM {scan(file)})"
+    firsts = [f"TIMESTAMPTZ {literal(pc.min(parts[part][EVENT_TIMESTAMP]).as_py().isoformat())}" for part in PARTS]
+    first, after = PARTS.index(name), PARTS.index(name) + 1
+    until = f" AND {EVENT_TIMESTAMP} < {firsts[after]}" if after < len(PARTS) else ""
+    return f"{EVENT_TIMESTAMP} >= {firsts[first]}{until}"
+
+
+def _part(spec: DatasetSpec, file: Path, names: Sequence[str], membership: str) -> str:
+    """SQL of the rows of a part in the order of the split: by time where that decides, else as in the log's file."""
     order = [EVENT_TIMESTAMP, IMPRESSION_ID] if spec.split.by == "time" else [IMPRESSION_ID]
-    connection.register("__part", slim.select([IMPRESSION_ID]))
-    rows = connection.sql(
-        f"SELECT {', '.join(map(quoted, names))} FROM {scan(file)}"
-        f" SEMI JOIN __part USING ({IMPRESSION_ID}) ORDER BY {', '.join(order)}"
-    ).to_arrow_reader(BATCH)
-    schema = _schema(spec, rows.schema)
-    return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in rows))
+    kinds = {field.table_column: KINDS.get(field.kind, "VARCHAR") for field in (*spec.fields, *spec.moment_fields())}
+    types = kinds | TYPES
+    columns = [f"{quoted(name)}::{types[name]} AS {quoted(name)}" if name in types else quoted(name) for name in names]
+    return f"SELECT {', '.join(columns)} FROM {scan(file)} WHERE {membership} ORDER BY {', '.join(order)}"
 
 
 def joined(spec: DatasetSpec, definitions: Definitions, impressions: Path) -> pa.Table:

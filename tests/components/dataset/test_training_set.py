@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from components.dataset.errors import UserError
@@ -23,6 +24,35 @@ def test_written_and_opened_again(tmp_path):
         assert opened.table(name).equals(parts()[name])
     assert opened.table("test", ["title"]).column_names == ["title"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_parts_may_be_files_and_folders_of_files_in_the_order_of_their_names(tmp_path):
+    """As several tasks write them, each with its own name for what a list holds."""
+    made = parts()
+    for name, table in made.items():
+        strings = pa.list_(pa.field("element", pa.string()))
+        kinds = [strings if pa.types.is_list(kind) else kind for kind in table.schema.types]
+        made[name] = table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True))))
+    folder = tmp_path / "written"
+    folder.mkdir()
+    for number in (1, 0):
+        pq.write_table(made["train"].slice(4 * number, 4), folder / f"part-{number}.parquet")
+    (folder / "_SUCCESS").touch()
+    pq.write_table(made["valid"], tmp_path / "valid.parquet")
+    given = {"train": folder, "valid": tmp_path / "valid.parquet", "test": made["test"]}
+    write_training_set(tmp_path / "set", spec_of(), given, {})
+    opened = TrainingSet.open(tmp_path / "set")
+    assert opened.meta["rows"] == {"train": 7, "valid": 2, "test": 3}
+    assert not folder.exists() and not (tmp_path / "valid.parquet").exists()
+    write_training_set(tmp_path / "again", spec_of(), parts(), {})
+    again = TrainingSet.open(tmp_path / "again")
+    assert opened.vocabulary == again.vocabulary
+    for name in PARTS:
+        assert opened.columns(name) == parts()[name].column_names
+        assert opened.table(name).equals(parts()[name])
+        batches = list(opened.batches(name, ["title", "genres"], 3))
+        assert max(batch.num_rows for batch in batches) <= 3
+        assert pa.concat_tables(batches).equals(parts()[name].select(["title", "genres"]))
 
 
 def test_a_second_writing_replaces_the_first(tmp_path):
