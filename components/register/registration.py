@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,6 @@ class Registration:
     run: RunInfo
     parent: Run
     version: Registered | None
-    started: float = field(default_factory=time.time)
 
     @classmethod
     def begin(
@@ -136,12 +135,18 @@ class Registration:
             if path.is_file():
                 self.client.log_artifact(run_id, str(path), "evaluation")
 
-    def conclude(self, judgement: Judgement, card: str) -> None:
-        """Say the verdict of run and version, and only then let the aliases follow."""
+    def conclude(self, judgement: Judgement, card: str, began: float) -> None:
+        """Say the verdict of run and version, and only then let the aliases follow.
+
+        Args:
+            judgement: The verdict.
+            card: The gate card.
+            began: When the step began, in seconds since 1970.
+        """
         said = {VERDICT_TAG: str(judgement.verdict), REASONS_TAG: "\n".join(judgement.reasons)[:TEXT_LENGTH]}
         for key, value in said.items():
             self.client.set_tag(self.parent.info.run_id, key, value)
-        own = StepRecord("register", self.started, time.time() - self.started, 0)
+        own = StepRecord("register", round(began, 3), round(time.time() - began, 3), 0)
         tracking.log_steps(self.client, self.parent, [tracking.StepRun(own, {})])
         tracking.finish(self.client, self.parent)
         if self.version is not None:

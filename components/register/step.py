@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ def register(
             no registry.
         RuntimeError: the ONNX model is not faithful, or may hold something of the PLM (PlmFoundError).
     """
+    began = time.time()
     _refuse_unservable(model)
     given = dict(pieces or {})
     findings = Findings.read(training_set, evaluation, given)
@@ -90,7 +92,7 @@ def register(
     if final != judgement:
         tell(final)
     card = gate_card.read_text(encoding="utf-8")
-    registration.conclude(final, card)
+    registration.conclude(final, card, began)
     facts = {"run_id": run.run_id, "dataset": run.dataset, "verdict": str(final.verdict), "model_version": version}
     # For whoever tells how the run ended, when it has.
     write_json(run_dir() / VERDICT, {"text": card, "reasons": list(final.reasons), **facts})

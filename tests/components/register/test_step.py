@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from components.registry import aliases, client
 from components.registry.connection import connect
 from components.registry.rows import add_version as add_version_with_rows
 from components.registry.rows import put_in_place
+from components.registry.tracking import PARENT_TAG
 from components.run import VERDICT, read_json, write_json
 from components.training.checkpoints import load_model
 from components.training.strategies import ABOUT
@@ -45,7 +47,7 @@ def registered(dataset, bundle, made, run_id, content, settings=GATE):
     registration = Registration.begin(dataset, run_info(run_id), judgement, bundle, kept, lineage)
     registration.log(Findings.read(made.training_set, made.evaluation, {}), settings, {})
     judgement = registration.claim(judgement, content)
-    registration.conclude(judgement, "# Card")
+    registration.conclude(judgement, "# Card", time.time())
     return judgement, registration
 
 
@@ -164,6 +166,10 @@ def test_the_whole_step_twice_is_one_version(made, tmp_path, home, monkeypatch):
     assert load_model(fetched(mlflow, run, "checkpoints/collaborative")).layout == load_model(made.model).layout
     files = {file.path for file in mlflow.list_artifacts(run.info.run_id, "bundle")}
     assert files == {f"bundle/{file.name}" for file in bundle.iterdir()}
+    children = mlflow.search_runs([run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{version.run_id}'")
+    (own,) = (child for child in children if child.info.run_name == "register")
+    written = min(file.stat().st_mtime for file in bundle.iterdir())
+    assert own.info.start_time / 1000 <= written, "the bundle is most of the step's time"
 
 
 def test_the_backends_run_and_the_settings_are_on_record(made, tmp_path, home, monkeypatch):
