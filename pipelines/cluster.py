@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import tempfile
 import time
@@ -12,6 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from components.dataset.catalog import dataset_names, locate
 from components.dataset.errors import UserError
 from pipelines.settings import RunSettings
 
@@ -24,6 +26,8 @@ PARAMETERS = {"materialize": ("dataset", "validate"), "materialize+rows": ("data
 #: States of a run that it does not leave any more.
 ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 PAGE = 100
+#: File with a token for the API, as kfp's client itself reads it inside the cluster.
+TOKEN = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105  (the variable's name)
 
 
 class Cluster:
@@ -47,14 +51,20 @@ class Cluster:
             unpinned: Take an image without a digest.
 
         Raises:
-            UserError: nobody answers there, or not to us.
+            UserError: nobody answers there, or not to us; or the token's file is missing.
         """
+        token = os.environ.get(TOKEN)
+        if token and not Path(token).is_file():
+            raise UserError(f"{TOKEN}: {token} is no file; write a token for the API into it, or unset the variable")
         with _errors(host):
             import kfp
+            from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
+            # Outside of the cluster the client looks at the variable only if it is told to.
+            credentials = ServiceAccountTokenVolumeCredentials(token) if token else None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # says that it needs version 2
-                self.client = kfp.Client(host=host, namespace=namespace or "kubeflow")
+                self.client = kfp.Client(host=host, namespace=namespace or "kubeflow", credentials=credentials)
             found = self.client.create_experiment(experiment, namespace=namespace)
         self.host, self.experiment_id, self.namespace = host, str(found.experiment_id), namespace
         self.account, self.unpinned = account, unpinned
@@ -85,6 +95,18 @@ class Cluster:
             token = answer.next_page_token or ""
             if not token:
                 return
+
+    def delete_recurring_run(self, recurring_run_id: str) -> None:
+        """Delete a recurring run, and leave its runs alone.
+
+        Unless it is told otherwise Kubernetes deletes with it the Workflows that it started, one in progress and its
+        exit handler too (kubeflow/pipelines#12573). The client's own method cannot tell it so.
+
+        Raises:
+            UserError: as `call` does.
+        """
+        delete = self.client._recurring_run_api.recurring_run_service_delete_recurring_run
+        self.call(delete, recurring_run_id, propagation_policy="ORPHAN")
 
     def start(self, name: str, kind: PipelineKind, settings: RunSettings) -> str:
         """Start one run; its id.
@@ -140,14 +162,46 @@ def failing_step(run: Any, tasks: Mapping[str, str]) -> str:
 
 
 def pipeline_of(kind: PipelineKind, settings: RunSettings) -> BaseComponent:
-    """What a cluster runs: the pipeline of a kind, with the settings as its defaults and its exit handler."""
+    """What a cluster runs: the pipeline of a kind, with the settings as its defaults and its exit handler.
+
+    Raises:
+        UserError: as `check_for_cluster` does.
+    """
     from pipelines.exit_handler import with_exit_handler
 
     return with_exit_handler(steps_of(kind, settings))
 
 
+def check_for_cluster(kind: PipelineKind, settings: RunSettings) -> None:
+    """Refuse what no step on a cluster could find, and settings that the pipeline would not read.
+
+    Raises:
+        UserError: the data set is neither an embedded one nor an absolute path; or a setting is of training alone.
+    """
+    path, _ = locate(settings.dataset)
+    if settings.dataset not in dataset_names() and not path.is_absolute():
+        from pipelines.policy import STATE_PATH
+
+        raise UserError(
+            f"dataset {path}: the steps would look for it in their image; put it on the volume that they share, and "
+            f"write its path there, such as {STATE_PATH}/data/{path.name}"
+        )
+    if kind != "training":
+        given = {RunSettings.model_fields[name].alias or name for name in settings.model_fields_set}
+        unread = sorted(given - {"method", *PARAMETERS[kind]})
+        if unread:
+            raise UserError(
+                f"pipeline {kind} reads the settings {', '.join(PARAMETERS[kind])} alone; leave out {', '.join(unread)}"
+            )
+
+
 def steps_of(kind: PipelineKind, settings: RunSettings) -> BaseComponent:
-    """The pipeline of a kind without its exit handler."""
+    """The pipeline of a kind without its exit handler.
+
+    Raises:
+        UserError: as `check_for_cluster` does.
+    """
+    check_for_cluster(kind, settings)
     from pipelines.materialize import materialize_pipeline, rows_pipeline
     from pipelines.training import training_pipeline
 
@@ -169,7 +223,7 @@ def compiled(kind: PipelineKind, settings: RunSettings, unpinned: bool = False) 
     """The compiled pipeline as a file.
 
     Raises:
-        UserError: the image is not pinned by digest.
+        UserError: the image is not pinned by digest; or as `check_for_cluster` does.
     """
     from kfp import compiler
 
@@ -194,7 +248,8 @@ def _errors(host: str | None) -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     except kfp_server_api.ApiException as error:
-        raise UserError(f"Kubeflow Pipelines refuses ({error.status} {error.reason}): {error.body}") from None
+        hint = f"; let {TOKEN} name a file with a token for it" if error.status == 401 else ""
+        raise UserError(f"Kubeflow Pipelines refuses ({error.status} {error.reason}): {error.body}{hint}") from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         where = host or "KF_PIPELINES_ENDPOINT"
         raise UserError(f"Kubeflow Pipelines cannot be reached; check --host, now {where}: {error}") from None

@@ -2,7 +2,9 @@
 
 A recurring run cannot be changed in place (kubeflow/pipelines#3789), so a change is a new one in the old one's stead.
 At no moment are two recurring runs of one schedule enabled: the new one is made disabled, the old one disabled, the new
-one enabled, the old one deleted. Wherever that is cut off, the next `apply` brings it to its end.
+one enabled, the old one deleted. Wherever that is cut off, the next `apply` brings it to its end. While a run of the
+old one is in progress, the change waits: the controller counts the runs of each recurring run by itself, and the new
+one's first would start beside it.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +23,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
-from pipelines.cluster import ENDED, Cluster, PipelineKind, compiled, parameters
+from pipelines.cluster import ENDED, Cluster, PipelineKind, check_for_cluster, compiled, parameters
 from pipelines.cron import to_utc
 from pipelines.settings import RunSettings, parse_settings
 
@@ -29,6 +31,8 @@ EMBEDDED = Path(__file__).with_name("schedules.yaml")
 #: Begins the description of every recurring run that is ours; schedule and digest follow.
 MARK = "tandem schedule"
 ENABLED, DISABLED = "ENABLED", "DISABLED"
+#: The action of a change that is not made now.
+WAIT = "wait"
 
 
 def _zone(name: str) -> str:
@@ -57,10 +61,12 @@ class Schedule(BaseModel):
         """The settings of each run.
 
         Raises:
-            UserError: a setting is unknown or impossible.
+            UserError: a setting is unknown or impossible, or nothing for a cluster.
         """
         try:
-            return parse_settings(json.loads(json.dumps(self.settings)), [])
+            settings = parse_settings(json.loads(json.dumps(self.settings)), [])
+            check_for_cluster(self.pipeline, settings)
+            return settings
         except UserError as error:
             raise UserError(f"schedule '{self.name}': {error}") from None
 
@@ -158,7 +164,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Change:
-    """What `apply` does about one schedule: create, replace, enable, disable, delete, or nothing (unchanged)."""
+    """What `apply` does about one schedule: create, replace, enable, disable, delete, or nothing (unchanged, wait)."""
 
     name: str
     action: str
@@ -184,6 +190,9 @@ def plan(cluster: Cluster, schedules: Schedules, moment: datetime | None = None)
     now = moment or datetime.now(UTC)
     wanted = [Wanted.of(one, now, cluster.account, cluster.unpinned) for one in schedules.schedules]
     changes = [_change(one, present.pop(one.schedule.name, [])) for one in wanted]
+    if any(change.others for change in changes):
+        running = {run.recurring_run_id: run.run_id for run in _in_progress(cluster) if run.recurring_run_id}
+        changes = [_after(running, change) for change in changes]
     gone = (Change(name, "delete", "not in the file", None, None, tuple(found)) for name, found in present.items())
     return [*changes, *gone]
 
@@ -204,6 +213,17 @@ def _change(wanted: Wanted, present: list[Any]) -> Change:
     return Change(name, action, why, wanted, kept, others)
 
 
+def _after(running: Mapping[str, str], change: Change) -> Change:
+    """The change, or that it waits for a run in progress of what it would take away.
+
+    Args:
+        running: A run in progress of each recurring run that has one.
+        change: As it would be without.
+    """
+    found = [running[one.recurring_run_id] for one in change.others if one.recurring_run_id in running]
+    return replace(change, action=WAIT, why=f"run {found[0]} is in progress; apply again after it") if found else change
+
+
 def _difference(wanted: Wanted, old: Any) -> str:
     cron = old.trigger.cron_schedule.cron if old.trigger and old.trigger.cron_schedule else "none"
     if cron != wanted.cron:
@@ -212,9 +232,11 @@ def _difference(wanted: Wanted, old: Any) -> str:
 
 
 def apply(cluster: Cluster, changes: list[Change]) -> None:
-    """Do what was planned; what is as it should be is left alone."""
+    """Do what was planned; what is as it should be, or has to wait, is left alone."""
     client = cluster.client
     for change in changes:
+        if change.action == WAIT:
+            continue
         wanted = change.wanted
         kept: Any = _create(cluster, wanted) if wanted is not None and change.kept is None else change.kept
         for other in change.others:
@@ -224,7 +246,7 @@ def apply(cluster: Cluster, changes: list[Change]) -> None:
             switch = client.enable_recurring_run if wanted.schedule.enabled else client.disable_recurring_run
             cluster.call(switch, kept.recurring_run_id)
         for other in change.others:
-            cluster.call(client.delete_recurring_run, other.recurring_run_id)
+            cluster.delete_recurring_run(other.recurring_run_id)
 
 
 def _create(cluster: Cluster, wanted: Wanted) -> Any:

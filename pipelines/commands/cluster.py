@@ -99,11 +99,11 @@ def submit(
     from pipelines.cluster import Cluster, failing_step, steps_of
     from pipelines.exit_handler import task_names
 
+    tasks = dict(task_names(steps_of(pipeline.value, settings)))
     cluster = Cluster(host, namespace, experiment, account, unpinned)
     run_id = cluster.start(f"{pipeline.value} {settings.dataset}", pipeline.value, settings)
     print(run_id, flush=True)
     if follow:
-        tasks = dict(task_names(steps_of(pipeline.value, settings)))
         run = cluster.follow(run_id, tasks, seconds, lambda line: print(line, file=sys.stderr))
         if run.state != "SUCCEEDED":
             raise RuntimeError(f"run {run_id} {run.state.lower()}: {failing_step(run, tasks)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from components.dataset.errors import UserError
 from pipelines.commands.options import ACCOUNT, Account, Host, Namespace, Unpinned
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def plan(
     account: Account = ACCOUNT,
     unpinned: Unpinned = False,
 ) -> None:
-    """Print what `apply` would do: create, replace, enable, disable, delete or nothing."""
+    """Print what `apply` would do: create, replace, enable, disable, delete, nothing, or wait for a run in progress."""
     from pipelines.schedules import plan as planned
 
     _print(planned(*_open(file, host, namespace, account, unpinned)))
@@ -59,8 +60,10 @@ def apply(
 ) -> None:
     """Create, replace and delete recurring runs until they are what the file says. To repeat it changes nothing.
 
+    A schedule whose run is in progress is not replaced; that is an error (exit code 2), and the others are applied.
     The controller's cron is in UTC: after a change of clocks in a schedule's time zone, apply again.
     """
+    from pipelines.schedules import WAIT
     from pipelines.schedules import apply as applied
     from pipelines.schedules import plan as planned
 
@@ -68,6 +71,9 @@ def apply(
     changes = planned(cluster, schedules)
     applied(cluster, changes)
     _print(changes)
+    waiting = [change.name for change in changes if change.action == WAIT]
+    if waiting:
+        raise UserError(f"not yet as the file says: {', '.join(waiting)}; apply again after the runs in progress")
 
 
 @app.command(name="list")

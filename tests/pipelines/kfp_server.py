@@ -3,6 +3,8 @@
 Every body is read with kfp-server-api's models: a field that they do not have, or a value that they refuse, is a 400.
 `python -m tests.pipelines.kfp_server LOG` prints its port. Each request that changes something is a line of LOG, with
 how many recurring runs of each name are enabled after it. A run whose parameter `seed` is 13 fails in its second task.
+A recurring run that is deleted takes its runs in progress with it, unless the request says ORPHAN, as Kubernetes does.
+With TOKEN in the environment a request without it is a 401, as on a multi-user installation.
 `DELETE /everything`, which the API does not know, empties server and log for the next test.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -129,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, {})
         if not url.path.startswith(ROOT):
             return self.reply(404, {"error": "not here"})
+        if "TOKEN" in os.environ and self.headers.get("authorization") != f"Bearer {os.environ['TOKEN']}":
+            return self.reply(401, {"error": "there is no user identity header", "code": 16})
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         try:
             answer = self.route(method, url.path.removeprefix(ROOT).strip("/"), query, content)
@@ -153,6 +158,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.listed(kind, query)
         resource = STORE[kind][identifier]
         if method == "DELETE":
+            policy = query.get("propagation_policy", "BACKGROUND")
+            if policy not in api.V2beta1DeletePropagationPolicy.allowable_values:
+                raise Refused(f"propagation_policy {policy}")
+            if policy != "ORPHAN":
+                STORE["runs"] = {
+                    name: run
+                    for name, run in STORE["runs"].items()
+                    if run.get("recurring_run_id") != identifier or run["state"] in {"SUCCEEDED", "FAILED"}
+                }
             del STORE[kind][identifier]
             return {}
         if verb:

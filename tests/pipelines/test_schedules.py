@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ import yaml
 
 from components.dataset.errors import UserError
 from pipelines import schedules
-from pipelines.cluster import Cluster, failing_step
+from pipelines.cluster import Cluster, check_for_cluster, failing_step
 from pipelines.schedules import apply, pause, plan, read_schedules, run_now, schedule_of
 from pipelines.settings import parse_settings
 from tests.pipelines.shop import ROOT, tandem
@@ -21,6 +22,7 @@ from tests.pipelines.shop import ROOT, tandem
 DAILY = {"name": "daily", "cron": "0 3 * * *", "settings": {"dataset": "sample", "method": "collaborative"}}
 HOURLY = {"name": "hourly", "pipeline": "materialize", "cron": "15 * * * *"}
 WEEKLY = {"name": "weekly", "cron": "0 5 * * 1", "time_zone": "Europe/Berlin", "pipeline": "materialize"}
+TOKEN = "KF_PIPELINES_SA_TOKEN_PATH"
 #: Of the pipelines, the tasks that the server knows.
 TASKS = {"validate": "validate", "retrieve": "retrieve"}
 
@@ -33,16 +35,22 @@ class Server:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    log = tmp_path_factory.mktemp("kfp") / "requests.jsonl"
+@contextmanager
+def served(folder, **more):
+    log = folder / "requests.jsonl"
     command = [sys.executable, "-m", "tests.pipelines.kfp_server", str(log)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Server(int(process.stdout.readline()), log)
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("kfp")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -133,12 +141,59 @@ def test_a_replacement_that_was_cut_off_is_finished_and_never_doubles_a_run(serv
     except KeyboardInterrupt:
         assert after < 4
     cluster.call = call
-    order = ["create_recurring_run", "disable_recurring_run", "enable_recurring_run", "delete_recurring_run"]
-    assert calls == order[:after]
+    order = ["create", "disable", "enable", "recurring_run_service_delete"]
+    assert calls == [f"{verb}_recurring_run" for verb in order[:after]]
     done(cluster, asked)
     assert status(cluster) == {"hourly": [("ENABLED", "0 30 * * * *")]}
     assert set(done(cluster, asked).values()) == {"unchanged"}
     assert max(count for line in server.changes() for count in line["enabled"].values()) == 1
+
+
+def triggered(cluster):
+    """A run in progress that the controller has started for the only recurring run."""
+    (ours,) = cluster.recurring_runs()
+    fields = ("display_name", "pipeline_spec", "runtime_config", "recurring_run_id", "experiment_id")
+    content = {name: value for name, value in ours.to_dict().items() if name in fields}
+    return cluster.client._run_api.run_service_create_run(run=content).run_id
+
+
+def test_a_replacement_waits_for_the_run_in_progress(server, cluster, tmp_path):
+    """Kubernetes would delete its Workflow with the recurring run, and the new one would not count it."""
+    done(cluster, written(tmp_path, HOURLY))
+    run_id = triggered(cluster)
+    asked = written(tmp_path, {**HOURLY, "cron": "30 * * * *"}, WEEKLY)
+    (hourly, weekly) = plan(cluster, asked)
+    assert (hourly.action, weekly.action) == ("wait", "create")
+    assert run_id in hourly.why
+    apply(cluster, [hourly, weekly])
+    assert status(cluster)["hourly"] == [("ENABLED", "0 15 * * * *")], "the old one goes on"
+    assert set(status(cluster)) == {"hourly", "weekly"}
+    assert cluster.follow(run_id, {}, 0.01, lambda _: None).state == "SUCCEEDED"
+    assert done(cluster, asked) == {"hourly": "replace", "weekly": "unchanged"}
+    assert status(cluster)["hourly"] == [("ENABLED", "0 30 * * * *")]
+
+
+def test_a_deleted_recurring_run_leaves_its_runs_alone(cluster, tmp_path):
+    """Also one that began between the plan and its deletion."""
+    done(cluster, written(tmp_path, HOURLY))
+    changes = plan(cluster, written(tmp_path))
+    run_id = triggered(cluster)
+    apply(cluster, changes)
+    assert status(cluster) == {}
+    assert cluster.follow(run_id, {}, 0.01, lambda _: None).state == "SUCCEEDED"
+
+
+def test_a_token_for_the_api_is_read_from_its_file(tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("abc")
+    with served(tmp_path, TOKEN="abc") as guarded:
+        monkeypatch.delenv(TOKEN, raising=False)
+        with pytest.raises(UserError, match=rf"401.*{TOKEN}"):
+            Cluster(guarded.host, "team", "tandem", "runner")
+        monkeypatch.setenv(TOKEN, str(tmp_path / "token"))
+        assert list(Cluster(guarded.host, "team", "tandem", "runner").runs()) == []
+    monkeypatch.setenv(TOKEN, str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=rf"{TOKEN}.*nowhere is no file"):
+        Cluster("http://127.0.0.1:9", "team", "tandem", "runner")
 
 
 def test_what_is_not_ours_is_left_alone(cluster, tmp_path):
@@ -223,11 +278,25 @@ def test_nobody_there_is_said(tmp_path):
         ({**DAILY, "colour": "red"}, "colour"),
         ({**DAILY, "settings": {"aline": {}}}, "schedule 'daily'.*aline"),
         ({**DAILY, "concurrency": 0}, "concurrency"),
+        ({**DAILY, "settings": {"dataset": "shop.yaml"}}, "schedule 'daily'.*/var/lib/tandem/data/shop.yaml"),
+        ({**HOURLY, "settings": {"window": "since-champion"}}, "schedule 'hourly'.*leave out window"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, item, said):
     with pytest.raises(UserError, match=said):
         written(tmp_path, item)
+
+
+def test_what_a_cluster_could_not_do_is_refused():
+    with pytest.raises(UserError, match="did you mean 'sample'"):
+        check_for_cluster("training", parse_settings({"dataset": "smaple"}, []))
+    with pytest.raises(UserError, match=r"dataset data/shop\.yaml.*/var/lib/tandem/data/shop\.yaml"):
+        check_for_cluster("materialize", parse_settings({"dataset": "data/shop.yaml"}, []))
+    with pytest.raises(UserError, match=r"reads the settings dataset, validate alone; leave out align, warm_start"):
+        check_for_cluster("materialize", parse_settings({"warm_start": True, "align": {"nodes": 2}}, []))
+    here = {"dataset": "/mnt/shop.yaml", "method": "collaborative", "validate": {"stop_on": "warning"}}
+    check_for_cluster("materialize", parse_settings(here, []))
+    check_for_cluster("materialize+rows", parse_settings({**here, "encode": {"block": 8}}, []))
 
 
 def test_two_of_one_name_are_refused(tmp_path):
@@ -251,6 +320,19 @@ def test_the_commands(server, tmp_path, monkeypatch):
     assert tandem("schedule", "apply", *file).returncode == 0
     (line,) = tandem("schedule", "list", *file).stdout.splitlines()
     assert json.loads(line)["status"] == "ENABLED"
+    before = server.changes()
+    refused = tandem("submit", "--host", server.host, "--experiment", "other", "--dataset", "shop.yaml")
+    assert (refused.returncode, "/var/lib/tandem/data/shop.yaml" in refused.stderr) == (2, True)
+    assert server.changes() == before, "not even an experiment was made"
+    cluster = Cluster(server.host, None, "tandem", "runner")
+    run_id = triggered(cluster)
+    written(tmp_path, {**HOURLY, "cron": "30 * * * *"})
+    held = tandem("schedule", "apply", *file)
+    assert (held.returncode, run_id in held.stdout, "not yet as the file says: hourly" in held.stderr) == (
+        2,
+        True,
+        True,
+    )
     submitted = ["submit", "--host", server.host, "--method", "collaborative", "--seconds", "0.05"]
     good = tandem(*submitted)
     assert good.returncode == 0, good.stderr
