@@ -71,8 +71,8 @@ def check_pinned(image: str) -> None:
     """
     if not PINNED.fullmatch(image):
         raise UserError(
-            f"image {image} is not pinned; write it as NAME@sha256:DIGEST in --image or TANDEM_TRAIN_IMAGE, "
-            "or say --unpinned if the pipeline is not for a cluster"
+            f"image {image} is not pinned; write it as NAME@sha256:DIGEST in TANDEM_TRAIN_IMAGE, or for "
+            "tandem compile in --image; say --unpinned if the tag never moves"
         )
 
 

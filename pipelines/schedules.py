@@ -70,6 +70,17 @@ class Schedule(BaseModel):
         except UserError as error:
             raise UserError(f"schedule '{self.name}': {error}") from None
 
+    def in_utc(self, moment: datetime) -> str:
+        """Its cron as the controller reads it, with the zone's offset at a moment.
+
+        Raises:
+            UserError: it is none, or what it says of days cannot be said in UTC.
+        """
+        try:
+            return to_utc(self.cron, self.time_zone, moment)
+        except UserError as error:
+            raise UserError(f"schedule '{self.name}': {error}") from None
+
 
 class Schedules(BaseModel):
     """The content of schedules.yaml."""
@@ -105,15 +116,28 @@ def read_schedules(path: Path | None) -> Schedules:
     except yaml.YAMLError as error:
         raise UserError(f"{file}: no YAML: {error}") from None
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UserError(f"{file}: {'; '.join(problems)}") from None
+        raise UserError(f"{file}: {'; '.join(map(_explain, error.errors()))}") from None
     names = [schedule.name for schedule in found.schedules]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"{file}: two schedules are named {', '.join(sorted(twice))}")
     for schedule in found.schedules:
         schedule.run_settings()
+        schedule.in_utc(datetime.now(UTC))
     return found
+
+
+def _explain(problem: Any) -> str:
+    """What is wrong in the file, where, and what may stand there."""
+    *where, last = problem["loc"] or ("the file",)
+    place, said = ".".join(map(str, (*where, last))), str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        keys = Schedule.model_fields if where else Schedules.model_fields
+        return f"{place}: unknown; one of: {', '.join(sorted(keys))}"
+    if problem["type"] == "model_type":
+        keys = Schedule.model_fields if problem["loc"] else Schedules.model_fields
+        return f"{place}: write a mapping of {', '.join(sorted(keys))}"
+    return f"{place}: {said}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +157,7 @@ class Wanted:
             UserError: the image is not pinned by digest.
         """
         settings = schedule.run_settings()
-        cron = to_utc(schedule.cron, schedule.time_zone, moment)
+        cron = schedule.in_utc(moment)
         with compiled(schedule.pipeline, settings, unpinned) as package:
             text = package.read_text(encoding="utf-8")
         # As data: the compiler's comments name the parameters in whatever order.

@@ -188,7 +188,9 @@ def _explain(problem: Any) -> str:
         # Of settings that do not go together; which ones they are is said, and a dump of all says nothing more.
         return f"settings of {key}: {said}" if key else said
     if problem["type"] != "extra_forbidden":
-        return f"setting '{key}': {said}, not {problem['input']!r}"
+        # Our own messages name the value already.
+        found = "" if repr(problem["input"]) in said else f", not {problem['input']!r}"
+        return f"setting '{key}': {said}{found}"
     section = RunSettings().model_dump(by_alias=True)
     for part in problem["loc"][:-1]:
         section = section[part]

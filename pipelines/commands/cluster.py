@@ -96,10 +96,15 @@ def submit(
     """Start one run on Kubeflow Pipelines, print its id, and follow it; a run that fails is a fault (exit code 1)."""
     chosen = {"method": method.value, "backbone": backbone, "window": window, "warm_start": warm_start, "nodes": nodes}
     settings = settings_of(config, assignments, dataset=dataset, **chosen)
+    from components.image import TRAIN_IMAGE
     from pipelines.cluster import Cluster, failing_step, steps_of
     from pipelines.exit_handler import task_names
+    from pipelines.policy import check_pinned
 
+    # All that is known beforehand is said before anything is made there.
     tasks = dict(task_names(steps_of(pipeline.value, settings)))
+    if not unpinned:
+        check_pinned(TRAIN_IMAGE)
     cluster = Cluster(host, namespace, experiment, account, unpinned)
     run_id = cluster.start(f"{pipeline.value} {settings.dataset}", pipeline.value, settings)
     print(run_id, flush=True)

@@ -275,7 +275,10 @@ def test_nobody_there_is_said(tmp_path):
     [
         ({**DAILY, "name": "Daily"}, "name"),
         ({**DAILY, "time_zone": "Mars/Olympus"}, "time_zone.*time zone"),
-        ({**DAILY, "colour": "red"}, "colour"),
+        ({**DAILY, "colour": "red"}, r"schedules\.0\.colour: unknown; one of: catch_up, concurrency, cron"),
+        ("daily", r"schedules\.0: write a mapping of catch_up, concurrency, cron"),
+        ({**DAILY, "cron": "61 3 * * *"}, "schedule 'daily': cron '61 3.*'61' is no minute"),
+        ({**DAILY, "cron": "0 1 1 * *", "time_zone": "Asia/Tokyo"}, "schedule 'daily': cron .*write time_zone: UTC"),
         ({**DAILY, "settings": {"aline": {}}}, "schedule 'daily'.*aline"),
         ({**DAILY, "concurrency": 0}, "concurrency"),
         ({**DAILY, "settings": {"dataset": "shop.yaml"}}, "schedule 'daily'.*/var/lib/tandem/data/shop.yaml"),
@@ -297,6 +300,21 @@ def test_what_a_cluster_could_not_do_is_refused():
     here = {"dataset": "/mnt/shop.yaml", "method": "collaborative", "validate": {"stop_on": "warning"}}
     check_for_cluster("materialize", parse_settings(here, []))
     check_for_cluster("materialize+rows", parse_settings({**here, "encode": {"block": 8}}, []))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- name: a", r"the file: write a mapping of experiment, schedules"),
+        ("schedule: []", r"schedule: unknown; one of: experiment, schedules"),
+        ("schedules: [", "no YAML"),
+    ],
+)
+def test_a_file_that_is_no_file_of_schedules_is_refused(tmp_path, text, said):
+    path = tmp_path / "schedules.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_schedules(path)
 
 
 def test_two_of_one_name_are_refused(tmp_path):
@@ -321,8 +339,13 @@ def test_the_commands(server, tmp_path, monkeypatch):
     (line,) = tandem("schedule", "list", *file).stdout.splitlines()
     assert json.loads(line)["status"] == "ENABLED"
     before = server.changes()
-    refused = tandem("submit", "--host", server.host, "--experiment", "other", "--dataset", "shop.yaml")
-    assert (refused.returncode, "/var/lib/tandem/data/shop.yaml" in refused.stderr) == (2, True)
+    given = (
+        ["--dataset", "shop.yaml"],
+        ["--set", "validate.stop_on=warning", "--pipeline", "materialize", "--nodes", "2"],
+    )
+    for wrong, said in zip(given, ("/var/lib/tandem/data/shop.yaml", "leave out align, finetune"), strict=True):
+        refused = tandem("submit", "--host", server.host, "--experiment", "other", *wrong)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
     assert server.changes() == before, "not even an experiment was made"
     cluster = Cluster(server.host, None, "tandem", "runner")
     run_id = triggered(cluster)
