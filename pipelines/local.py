@@ -97,7 +97,10 @@ def run_locally(settings: RunSettings, follow: bool = True) -> RunResult:
     settings = settings.model_copy(update={"dataset": dataset, "run_id": settings.run_id or new_run_id()})
     folder = home() / "runs" / settings.run_id
     if folder.exists():
-        raise UserError(f"--run-id {settings.run_id}: {folder} exists; choose another name")
+        raise UserError(
+            f"--run-id {settings.run_id}: {folder} exists; choose another name, or none. A training that was killed "
+            "there is found by its settings and data, and goes on under any name"
+        )
     from pipelines.training import training_pipeline
 
     try:
