@@ -188,7 +188,7 @@ def test_a_token_for_the_api_is_read_from_its_file(tmp_path, monkeypatch):
     with served(tmp_path, TOKEN="abc") as guarded:
         monkeypatch.delenv(TOKEN, raising=False)
         with pytest.raises(UserError, match=rf"401.*{TOKEN}"):
-            Cluster(guarded.host, "team", "tandem", "runner")
+            Cluster(guarded.host, None, "tandem", "runner")
         monkeypatch.setenv(TOKEN, str(tmp_path / "token"))
         assert list(Cluster(guarded.host, "team", "tandem", "runner").runs()) == []
     monkeypatch.setenv(TOKEN, str(tmp_path / "nowhere"))
