@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ from components.dataset.spec import (
 from components.dataset.splits import split_table
 
 Place = tuple[int | str, ...]
+#: Stands in for a name that is at fault or missing, so that the rest can be looked at.
+UNNAMED = "unnamed"
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def _faults(content: dict[str, Any]) -> tuple[list[tuple[Place, str]], DatasetSp
         errors = _errors(content)
         for error in errors:
             known = any(re.search(rf"\b{re.escape(name)}\b", str(error["msg"])) for name in pruned)
+            known |= error["type"] == "missing" and str(error["loc"][-1]) in pruned
             if not known and not (pruned and "no field is an input" in str(error["msg"])):
                 found |= {(tuple(error["loc"]), line): None for line in explain(error)}
         if not _pruned(content, [tuple(error["loc"]) for error in errors], pruned):
@@ -158,21 +162,39 @@ def _errors(content: dict[str, Any]) -> list[Any]:
 
 
 def _pruned(content: dict[str, Any], places: Sequence[Place], names: set[str]) -> bool:
-    """Take out what is at fault, whole fields and single keys, and add their names; whether anything was there."""
+    """Take out what is at fault, and add its name; whether anything was there.
+
+    A field goes as a whole, so does a list for one of its items, and a mapping for a key that it cannot be without. A
+    stand-in takes the place of the data set's name.
+    """
     numbers = {place[1] for place in places if place[:1] == ("fields",) and len(place) > 1}
     for number in sorted((number for number in numbers if isinstance(number, int)), reverse=True):
         field = content["fields"].pop(number)
         names.add(str(field.get("name")) if isinstance(field, dict) else str(field))
     taken = bool(numbers)
+    if ("name",) in places:
+        content["name"] = UNNAMED
+        taken = True
     for place in places:
-        holder: Any = content
-        for key in place[:-1]:
-            holder = holder.get(key) if isinstance(holder, dict) else None
-        if place and isinstance(holder, dict) and place[-1] in holder:
-            del holder[place[-1]]
-            names.add(str(place[-1]))
-            taken = True
+        if place != ("name",) and (place[:1] != ("fields",) or len(place) == 1):
+            taken |= _taken(content, [str(key) for key in takewhile(lambda key: isinstance(key, str), place)], names)
     return taken
+
+
+def _taken(content: dict[str, Any], keys: list[str], names: set[str]) -> bool:
+    """Take the value at these keys out of nested mappings, or what holds it if it was taken out before."""
+    while keys:
+        holder: Any = content
+        for key in keys[:-1]:
+            holder = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and keys[-1] in holder:
+            del holder[keys[-1]]
+            names.add(keys[-1])
+            return True
+        if keys[-1] not in names:
+            return False
+        keys = keys[:-1]
+    return False
 
 
 def _lines(path: Path) -> dict[Place, int]:

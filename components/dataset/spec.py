@@ -471,6 +471,8 @@ def explain(fault: Any) -> list[str]:
         return [f"key '{where}' is missing; add it"]
     if fault["type"] == "string_pattern_mismatch" and fault["loc"][-1] == "name":
         return [f"{where}: '{fault['input']}' is no name; write lower-case letters, digits and _, a letter first"]
+    if fault["type"] == "string_pattern_mismatch" and "windows" in fault["loc"]:
+        return [f"{where}: '{fault['input']}' is no window; write a number and its unit, such as 30s, 15m, 1h or 7d"]
     return [f"{where}: {line}" for line in str(fault["msg"]).removeprefix("Value error, ").splitlines()]
 
 

@@ -1,5 +1,6 @@
 """All that is wrong is told at once, each with its place and what to write."""
 
+import pytest
 import yaml
 
 from components.dataset.check import check
@@ -60,6 +61,25 @@ def test_each_fault_of_a_spec_has_its_line(tmp_path):
     lines = (tmp_path / "films.yaml").read_text().splitlines()
     ((_, where, _),) = [one for one in said if "colour" in one[2]]
     assert lines[int(where.split(":")[1]) - 1] == "colour: red"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"moment": ["hour", "month"]}, "moment.1: Input should be 'hour' or 'weekday'"),
+        ({"activity": {"windows": ["1h", "2 weeks"]}}, "activity.windows.1: '2 weeks' is no window; write a number"),
+        ({"split": {"ratios": [0.8, 0.2]}}, "key 'split.ratios.2' is missing; add it"),
+        ({"name": "My Films"}, "name: 'My Films' is no name; write lower-case letters"),
+    ],
+)
+def test_a_fault_within_the_spec_hides_none_of_the_files(tmp_path, changes, said):
+    """An item of a list, a key that a mapping cannot be without, the name of all."""
+    write_sources(tmp_path, users=USERS.replace("41", "old"), items=ITEMS.replace("20,", "10,"))
+    everything = [f"{where} {what}" for _, where, what in found(tmp_path, **changes)]
+    words = (said, "users.csv column 'age' holds 'old'", "items.csv column 'mid' has keys in more than one row")
+    for part in words:
+        assert any(part in line for line in everything), (part, everything)
+    assert len(everything) == len(words), everything
 
 
 def test_what_follows_from_a_part_that_was_left_out_is_no_fault(tmp_path):

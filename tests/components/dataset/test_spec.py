@@ -55,7 +55,7 @@ def test_faults_are_named():
     fails("label rule 'big' is not understood", label={"column": "rating", "positive": "big"})
     fails("history names unknown item fields: age", history={"fields": ["age"]})
     fails("activity.windows holds a value twice: 1h, 1h", activity={"windows": ["1h", "1h"]})
-    fails("activity.windows.0: String should match pattern", activity={"windows": ["1 hour"]})
+    fails("activity.windows.0: '1 hour' is no window; write a number", activity={"windows": ["1 hour"]})
     twice = with_field(name="item_positives_1h")
     fails("field named twice: item_positives_1h", fields=twice, activity={"windows": ["1h"]})
     fails("history names unknown context fields: age", history={"behaviour": ["age"]})
