@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
 from components.dataset.events import LABELS, MOMENTS
-from components.dataset.moment import EPOCH, MICROSECOND
+from components.dataset.moment import AHEAD, EPOCH, MICROSECOND
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, LABEL, USER_KEY, DatasetSpec, HistorySpec, Kind
 from feature_repo.activity import ACTIVITY
 from feature_repo.counts import PushedEvents, counts
@@ -61,12 +61,13 @@ class Event(BaseModel):
         return (self.moment - EPOCH) // MICROSECOND
 
 
-def read_events(lines: Iterable[str]) -> list[Event]:
+def read_events(lines: Iterable[str], now: datetime | None = None) -> list[Event]:
     """Events from JSON lines; empty lines are passed over.
 
     Raises:
-        UserError: a line is no event; with its number.
+        UserError: a line is no event, or one that has not happened yet; with its number.
     """
+    latest = (now or datetime.now(UTC)) + AHEAD
     events = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -75,6 +76,10 @@ def read_events(lines: Iterable[str]) -> list[Event]:
             except ValidationError as error:
                 problems = (f"{'.'.join(map(str, one['loc'])) or 'line'}: {one['msg']}" for one in error.errors())
                 raise UserError(f"line {number} is no event: {'; '.join(problems)}") from None
+            if events[-1].moment > latest:
+                # Its user's history would be one of the future until then, and not be served.
+                moment = events[-1].moment.isoformat()
+                raise UserError(f"line {number} is no event: event_timestamp: {moment} has not happened yet")
     return events
 
 

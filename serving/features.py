@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
 from typing import Protocol
 
+from components.dataset.moment import AHEAD
 from serving.breaker import Breaker
 from serving.online import Registered, Row, Stored, View
 from serving.settings import ServeSettings
@@ -19,8 +20,7 @@ from serving.settings import ServeSettings
 log = logging.getLogger("tandem.serving")
 
 MISSING, STALE, UNREACHABLE, FUTURE = "missing", "stale", "unreachable", "future"
-#: Seconds by which the clocks of two machines may differ; values from later than that have not happened yet.
-AHEAD = 60.0
+CLOCKS = AHEAD.total_seconds()
 #: Views whose rows everyone has; who has done nothing yet has no row in those of histories and activities.
 PROFILES = "_profile"
 NOTHING: Row = {}
@@ -183,7 +183,7 @@ class OnlineFeatures:
     def _note(self, entry: Entry) -> None:
         """Keep the time of what is newest; undated rows are of 1970, and what has not happened yet is no news."""
         for view, stored in entry.items():
-            if stored is not None and self.newest.get(view, 0.0) < stored.at <= self.now() + AHEAD:
+            if stored is not None and self.newest.get(view, 0.0) < stored.at <= self.now() + CLOCKS:
                 self.newest[view] = stored.at
 
     def data_age(self) -> dict[str, float]:
@@ -207,7 +207,7 @@ class OnlineFeatures:
             elif stored is None:
                 # Where nothing has happened yet training saw no row either.
                 reason = MISSING if view.name.endswith(PROFILES) else None
-            elif stored.at > now + AHEAD:
+            elif stored.at > now + CLOCKS:
                 reason = FUTURE
             elif view.ttl is not None and now - stored.at > view.ttl:
                 reason = STALE

@@ -15,6 +15,8 @@ from components.dataset.spec import EVENT_TIMESTAMP, MOMENT_PREFIX
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+#: By how much the clocks of two machines may differ; what is dated later than that has not happened yet.
+AHEAD = timedelta(minutes=1)
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
 

@@ -184,6 +184,10 @@ def test_what_is_no_event_is_named(room):
     assert (event.item_id, event.microseconds) == ("7", 1_780_252_200_000_000)
     with pytest.raises(UserError, match="line 2 is no event: label: Input should be less than or equal to 1"):
         room.read_events([line, line.replace(": 1,", ": 2,")])
+    late = line.replace("18:30:00Z", "20:31:00+02:00")
+    assert len(room.read_events([late], now=event.moment)) == 1, "clocks differ by a minute"
+    with pytest.raises(UserError, match=r"line 2 is no event: event_timestamp: .*20:31:01.* has not happened"):
+        room.read_events([line, late.replace(":31:00+", ":31:01+")], now=event.moment)
     with pytest.raises(UserError, match="data set 'test-log' has no history"):
         room.push_events(None, logs.make_spec(), [event])
 
