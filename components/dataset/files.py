@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.json
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import infer_compression
 
 from components.dataset.errors import UserError
 from components.dataset.spec import Source
@@ -36,7 +39,7 @@ BLOCK = 16 * 2**20
 ROWS = 65_536
 #: JSON lines looked at for the names of the columns before a missing name is searched for in all of them.
 LINES = 1000
-NOT_UTF8 = "is not UTF-8; convert it, for instance with 'iconv -f latin1 -t utf-8'"
+NOT_UTF8 = "is not UTF-8; convert it, for instance with 'iconv -f cp1252 -t utf-8'"
 
 
 def format_of(source: Source) -> str:
@@ -196,6 +199,22 @@ def _open(source: Source) -> Any:
         raise UserError(f"{source.path}: cannot be opened: {type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def _streamed(source: Source) -> Iterator[Any]:
+    """The file opened for Arrow's readers of text; a local one natively, closed when nothing holds it any more.
+
+    After an error a reader's thread may let go of the file only when the interpreter ends, and if the file is one of
+    Python's the process is aborted then: https://github.com/apache/arrow/issues/33975.
+    """
+    system, path = fsspec.url_to_fs(source.path)
+    packed = infer_compression(path)
+    if isinstance(system, LocalFileSystem) and packed in (None, "gzip"):
+        yield pa.input_stream(path, compression=packed)
+    else:
+        with _open(source) as file:
+            yield file
+
+
 def _csv_columns(source: Source) -> list[str]:
     with _open(source) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         try:
@@ -224,14 +243,14 @@ def _csv_options(source: Source, columns: list[str]) -> tuple[Any, Any]:
 
 def _read_csv(source: Source, columns: list[str]) -> pa.Table:
     convert, parse = _csv_options(source, columns)
-    with _open(source) as file:
+    with _streamed(source) as file:
         table = pyarrow.csv.read_csv(file, pyarrow.csv.ReadOptions(block_size=BLOCK), parse, convert)
     return pa.table({name: _without_point_zero(table[name]) for name in columns})
 
 
 def _batches_of_csv(source: Source) -> Iterator[pa.Table]:
     convert, parse = _csv_options(source, _csv_columns(source))
-    with _open(source) as file:
+    with _streamed(source) as file:
         reader = pyarrow.csv.open_csv(file, pyarrow.csv.ReadOptions(block_size=BLOCK), parse, convert)
         yield from (pa.table(batch) for batch in reader)
 
@@ -326,7 +345,7 @@ def _read_jsonl(source: Source, columns: list[str]) -> pa.Table:
 def _parse_jsonl(source: Source, schema: pa.Schema | None) -> pa.Table:
     parse = pyarrow.json.ParseOptions(explicit_schema=schema)
     try:
-        with _open(source) as file:
+        with _streamed(source) as file:
             return pyarrow.json.read_json(file, pyarrow.json.ReadOptions(block_size=BLOCK), parse)
     except pa.ArrowNotImplementedError:
         # A column without values in a whole block, then of lists or records: its type is known from all rows only.

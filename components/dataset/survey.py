@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.dataset.errors import UserError
-from components.dataset.files import batches_of, format_of, head_of
+from components.dataset.files import batches_of, columns_of, format_of, head_of
 from components.dataset.spec import Source
 from components.dataset.values import to_strings
 
@@ -76,9 +76,11 @@ def survey(path: str) -> Survey:
     """Look at all of a file.
 
     Raises:
-        UserError: the file is missing, empty, of unknown format, or its first line does not name the columns.
+        UserError: the file is missing, empty, of unknown format, its first line does not name the columns, or names one
+            twice.
     """
     source = _described(path)
+    columns_of(source, columns_of(source))  # sees that no name stands there twice
     columns: dict[str, _Column] = {}
     rows, step = 0, 1
     for table in batches_of(source):

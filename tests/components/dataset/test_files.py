@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import json
 
@@ -47,6 +48,18 @@ def test_packed_files(tmp_path):
         file.write('{"a": 1}\n')
     assert read_source(source(tmp_path / "a.csv.gz")).to_pydict() == {"a": ["1"], "b": ["2"]}
     assert read_source(source(tmp_path / "a.jsonl.gz")).to_pydict() == {"a": [1]}
+
+
+@pytest.mark.parametrize(("name", "opened"), [("a.csv", open), ("a.csv.gz", gzip.open), ("a.csv.bz2", bz2.open)])
+def test_arrow_reads_a_local_file_without_python(tmp_path, name, opened):
+    """Whose threads may outlive the interpreter, which then aborts; bzip2 is unpacked in Python."""
+    with opened(tmp_path / name, "wb") as file:
+        file.write(b"a,b\n1,2\n")
+    for path in (tmp_path / name, f"file://{tmp_path / name}"):
+        with files._streamed(source(path)) as stream:
+            assert isinstance(stream, pa.NativeFile) == (opened is not bz2.open)
+            assert stream.read() == b"a,b\n1,2\n"
+        assert read_source(source(path)).to_pydict() == {"a": ["1"], "b": ["2"]}
 
 
 def test_any_path_of_fsspec():

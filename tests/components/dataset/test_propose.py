@@ -170,6 +170,12 @@ def test_a_file_without_names_of_columns_is_refused(tmp_path):
         survey(str(tmp_path / "u.csv"))
 
 
+def test_a_column_named_twice_is_refused(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item,user\n1,2,3\n")
+    with pytest.raises(UserError, match=r"log\.csv: column user stands there twice; rename one of them"):
+        survey(str(tmp_path / "log.csv"))
+
+
 VALUES = {
     "words": st.sampled_from(["a", "b", "", "größe", "N/A"]),
     "several": st.sampled_from(["a|b", "b", "c|a|b", "", "|"]),
