@@ -98,6 +98,18 @@ class Proposal:
                 found.append(f"column '{field.seen.name}': {field.guess.warning}")
         if self.moment is not None and self.moment[1].doubt:
             found.append(f"column '{self.moment[0]}': {self.moment[1].doubt}")
+        for side, key in self.keys.items():
+            for table, column in (("impressions", key.column), (f"{side}s", key.in_table)):
+                empty = self.surveys[table].columns[column].empty if column is not None else 0
+                if empty:
+                    found.append(f"column '{column}' of the {table} is empty in {empty:,} rows: fill or drop them")
+        if self.moment is None:
+            found += [
+                f"column '{seen.name}' would divide the rows by time, but is empty in {seen.empty:,}: fill or drop them"
+                " and propose again"
+                for seen in self.surveys["impressions"].columns.values()
+                if seen.empty and time_score(seen.name) > 0 and _many(seen) and moment_of(seen) is not None
+            ]
         return found
 
 
@@ -211,7 +223,11 @@ def _moment(log: Survey, named: str | None, taken: set[str]) -> tuple[str, Momen
 
 def _divides(seen: Seen) -> bool:
     """Whether a split by time finds something to cut between."""
-    return not seen.empty and (seen.different is None or seen.different >= MOMENTS)
+    return not seen.empty and _many(seen)
+
+
+def _many(seen: Seen) -> bool:
+    return seen.different is None or seen.different >= MOMENTS
 
 
 def _fineness(seen: Seen) -> int:

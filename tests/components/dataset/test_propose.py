@@ -122,6 +122,32 @@ def test_a_column_filled_only_after_some_clicks_is_a_leak(tmp_path):
     assert any("field 'bonus'" in line and "is filled in 3.3% of the rows" in line for line in warned), warned
 
 
+def test_rows_without_a_key_are_told_as_check_tells_them(tmp_path):
+    rows = [(f"u{n % 60}" if n % 100 else "", n % 7, n // 60 % 2) for n in range(400)]
+    (tmp_path / "log.csv").write_text(lines("user,item,click", rows))
+    users = [*((f"u{n}", "ab"[n % 2]) for n in range(60)), ("", "a")]
+    (tmp_path / "users.csv").write_text(lines("user,job", users))
+    proposal, text, _ = proposed(tmp_path, {"impressions": tmp_path / "log.csv", "users": tmp_path / "users.csv"})
+    assert proposal.warnings == [
+        "column 'user' of the impressions is empty in 4 rows: fill or drop them",
+        "column 'user' of the users is empty in 1 rows: fill or drop them",
+    ]
+    (tmp_path / "spec.yaml").write_text(text)
+    said = [finding.what for finding in check(str(tmp_path / "spec.yaml")).findings if finding.severity == "error"]
+    assert len(said) == 2, said
+    assert "is empty in row 1 (4 in all)" in said[0] and "is empty in row 61 (1 in all)" in said[1]
+
+
+def test_moments_of_which_some_are_missing_divide_nothing_and_it_is_said(tmp_path):
+    rows = [(f"u{n % 5}", n % 7, f"2024-05-01 {n // 60:02d}:{n % 60:02d}" if n != 30 else "", n % 2) for n in range(90)]
+    (tmp_path / "log.csv").write_text(lines("user,item,shown_at,click", rows))
+    proposal, text, spec = proposed(tmp_path, {"impressions": tmp_path / "log.csv"})
+    assert (proposal.moment, spec.split.by) == (None, "random")
+    (said,) = [line for line in proposal.warnings if "shown_at" in line]
+    assert said.startswith("column 'shown_at' would divide the rows by time, but is empty in 1: fill or drop them")
+    assert said[:60] in text
+
+
 def test_a_column_of_hardly_any_moments_is_no_course_of_time(tmp_path):
     rows = [(f"u{n % 5}", n % 7, f"2024-05-{1 + n % 3:02d}", n % 2) for n in range(60)]
     (tmp_path / "log.csv").write_text(lines("user,item,date,click", rows))
