@@ -98,10 +98,10 @@ class _Columns:
         self.column_names: list[str] = ds.dataset(path).schema.names
 
     def __getitem__(self, name: str) -> Any:
-        return _alike(pq.read_table(self.path, columns=[name]))[name]
+        return alike(pq.read_table(self.path, columns=[name]))[name]
 
 
-def _alike(table: pa.Table) -> pa.Table:
+def alike(table: pa.Table) -> pa.Table:
     """The table as if Arrow had written it: writers of Parquet differ in their names for what a list holds, and in
     which columns they say to be without nulls.
     """
@@ -143,7 +143,7 @@ class TrainingSet:
 
     def table(self, part: str, columns: list[str] | None = None) -> pa.Table:
         """The raw rows of 'train', 'valid' or 'test', all columns or some."""
-        return _alike(pq.read_table(self.path / f"{part}.parquet", columns=columns))
+        return alike(pq.read_table(self.path / f"{part}.parquet", columns=columns))
 
     def columns(self, part: str) -> list[str]:
         """The names of a part's columns."""
@@ -154,7 +154,7 @@ class TrainingSet:
         data = ds.dataset(self.path / f"{part}.parquet")
         for batch in data.to_batches(columns=columns, batch_size=rows, use_threads=False, batch_readahead=0):
             if batch.num_rows:
-                yield _alike(pa.table(batch))
+                yield alike(pa.table(batch))
 
     def arrays(self, part: str) -> SplitArrays:
         """The rows of a part as the model's arrays."""

@@ -29,7 +29,7 @@ from components.dataset.spec import (
     Kind,
 )
 from components.dataset.splits import PARTS, split_window
-from components.dataset.training_set import write_training_set
+from components.dataset.training_set import alike, write_training_set
 from components.dataset.vocabulary import Vocabulary
 from components.dataset.window import Window
 from components.run import home
@@ -216,11 +216,12 @@ def _part(spec: DatasetSpec, file: Path, names: Sequence[str], membership: str) 
 
 
 def joined(spec: DatasetSpec, definitions: Definitions, impressions: Path) -> pa.Table:
-    """The impressions as `write_joined` writes them, in the order of their numbers."""
+    """All impressions as the parts of a training set hold them, in the order of their numbers."""
     with TemporaryDirectory(prefix="tandem-joined-") as folder:
-        write_joined(spec, definitions, impressions, Path(folder, "joined.parquet"))
-        table = pq.read_table(Path(folder, "joined.parquet"), columns=_names(definitions, impressions))
-    return table.sort_by(IMPRESSION_ID).cast(_schema(spec, table.schema))
+        file, rows = Path(folder, "joined.parquet"), Path(folder, "rows.parquet")
+        write_joined(spec, definitions, impressions, file)
+        engine_of(offline_store(spec)).write(_part(spec, file, _names(definitions, impressions), "TRUE"), rows)
+        return alike(pq.read_table(rows)).sort_by(IMPRESSION_ID)
 
 
 def write_joined(spec: DatasetSpec, definitions: Definitions, impressions: Path, file: Path) -> None:
@@ -283,15 +284,6 @@ def _latest(definitions: Definitions) -> str:
         table = pq.read_table(source.path, columns=names)
         stamps += [pc.max(table[name]).as_py() for name in names if table.num_rows]
     return max(stamps, default=datetime(1970, 1, 1, tzinfo=UTC)).isoformat()
-
-
-def _schema(spec: DatasetSpec, found: pa.Schema) -> pa.Schema:
-    """The columns that were found, in the types that a training set has."""
-    kinds = {field.table_column: field.kind for field in spec.fields}
-    of_kind = {Kind.NUMBER: pa.float64(), Kind.MULTI: pa.list_(pa.string())}
-    types = {name: of_kind.get(kind, pa.string()) for name, kind in kinds.items()}
-    types |= {IMPRESSION_ID: pa.int64(), LABEL: pa.int8(), EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC")}
-    return pa.schema([(field.name, types.get(field.name, field.type)) for field in found])
 
 
 def _meta(spec: DatasetSpec, definitions: Definitions, parts: dict[str, pa.Table]) -> dict[str, Any]:
