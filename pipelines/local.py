@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from components.dataset.catalog import load_spec
 from components.dataset.errors import UserError, ValidationStoppedError
 from components.notify.report import LOST, Failure, report, said
-from components.run import FAILURE, home, read_json
+from components.run import home, read_json
 from pipelines.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def _record_failure(settings: RunSettings, folder: Path, error: Exception) -> No
     from components.registry.client import model_name
     from components.registry.connection import connect
 
-    told = folder / FAILURE
-    step = read_json(told)["step"] if told.is_file() else ""
+    told = said(folder)
+    step = told[0].step if told else ""
     try:
         client = connect()
         tags = {tracking.DATASET_TAG: load_spec(settings.dataset).name}
@@ -164,8 +164,8 @@ def _rows_added(dataset: str, found: Path) -> dict[str, Any]:
     from components.registry.client import champion
     from components.registry.rows import FOUND
 
-    said, now = read_json(found / FOUND), champion(dataset)
-    return {"new": said["new"], "grown_from": said["version"], "version": now and now.version}
+    grown, now = read_json(found / FOUND), champion(dataset)
+    return {"new": grown["new"], "grown_from": grown["version"], "version": now and now.version}
 
 
 def execute(pipeline: BaseComponent, arguments: dict[str, Any], folder: Path, follow: bool) -> dict[str, Any]:
@@ -231,17 +231,17 @@ def _without_retries(pipeline: BaseComponent) -> BaseComponent:
 
 def _explained(folder: Path, error: Exception) -> Exception:
     """The error of the step that failed, as it told it in failure.json."""
-    told = folder / FAILURE
-    if not told.exists():
+    told = said(folder)
+    if told is None:
         # kfp's words are coloured, as for a terminal.
         plain = re.sub(r"\x1b\[\d+m", "", str(error))
         return RuntimeError(f"{plain}; see {folder / 'kfp.log'}")
-    failure = read_json(told)
-    if failure["kind"] == "user":
-        return UserError(failure["message"])
-    if failure["kind"] == "validation":
-        return ValidationStoppedError(failure["message"])
-    return RuntimeError(f"step {failure['step']}: {failure['message']}; see {folder / 'kfp.log'}")
+    failure, _ = told
+    if failure.kind == "user":
+        return UserError(failure.message)
+    if failure.kind == "validation":
+        return ValidationStoppedError(failure.message)
+    return RuntimeError(f"step {failure.step}: {failure.message}; see {folder / 'kfp.log'}")
 
 
 def _gather(settings: RunSettings, folder: Path, outputs: dict[str, Any]) -> RunResult:

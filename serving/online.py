@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from components.dataset.features import features_digest
+from components.dataset.features import features_digest, is_on_demand
 from components.dataset.lean import lean
 from components.dataset.spec import ITEM_KEY, USER_KEY
 from serving.direct import RedisRows
@@ -87,7 +87,7 @@ class OnlineStore:
         held = self._store.registry.list_all_feature_views(self._store.project, allow_cache=True, skip_udf=True)
         known = {view.name: view for view in held}
         definitions = [known[shown.name] for shown in service.feature_view_projections]
-        views = tuple(_view(one) for one in definitions if not hasattr(one, "source_request_sources"))
+        views = tuple(_view(one) for one in definitions if not is_on_demand(one))
         ends = [end for view in views if view.side == "item" for _, end in view.definition.materialization_intervals]
         return Registered(views, features_digest(service.name, definitions), max(ends, default=None))
 

@@ -14,8 +14,13 @@ def features_digest(service: str, views: Iterable[Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def is_on_demand(view: Any) -> bool:
+    """Whether Feast computes the view from a request, so that no store holds rows of it."""
+    return hasattr(view, "source_request_sources")
+
+
 def _described(view: Any) -> dict[str, Any]:
-    if hasattr(view, "source_request_sources"):
+    if is_on_demand(view):
         return _described_on_demand(view)
     return {
         "name": view.name,

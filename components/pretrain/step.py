@@ -26,7 +26,14 @@ from components.training.checkpoints import save_model
 from components.training.device import pick_device
 from components.training.group import Group
 from components.training.loop import TrainingError
-from components.training.progress import Progress, inputs_digest, load_optimizer, optimizer_state
+from components.training.progress import (
+    Progress,
+    inputs_digest,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+    weights_of,
+)
 from components.training.seeds import seed_everything
 
 log = logging.getLogger("tandem.pretrain")
@@ -110,13 +117,10 @@ class Pretraining:
         log.info("epoch %d of %d: loss %.4f, %.1f s", self.steps // batches, self.settings.epochs, mean, seconds)
 
     def _keep(self, progress: Progress, schedule: LRScheduler) -> None:
-        weights = {
-            f"{part}.{name}": value for part, one in self.parts.items() for name, value in one.state_dict().items()
-        }
         moments, rates = optimizer_state(self.optimizer, "optimizer")
         drawn = {"order": self.order, "drawn": self.generator.get_state(), "total": self.total}
         state = {"steps": self.steps, "curve": self.curve, "optimizer": rates, "schedule": schedule.last_epoch}
-        progress.keep({**weights, **moments, **drawn}, state)
+        progress.keep({**weights_of(self.parts), **moments, **drawn}, state)
 
     def _go_on(self, progress: Progress, schedule: LRScheduler) -> None:
         """Take up where an earlier pre-training of the same name was killed."""
@@ -124,9 +128,7 @@ class Pretraining:
         if found is None:
             return
         tensors, state = found
-        for part, one in self.parts.items():
-            start = f"{part}."
-            one.load_state_dict({name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)})
+        load_weights(self.parts, tensors)
         load_optimizer(self.optimizer, "optimizer", tensors, state["optimizer"])
         schedule.last_epoch = state["schedule"]
         self.generator.set_state(tensors["drawn"])

@@ -14,7 +14,7 @@ import torch
 from pydantic_core import to_jsonable_python
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.run import aside, home, read_json
 from components.training.group import Group
@@ -100,6 +100,29 @@ class Progress:
         """Remove the checkpoint of a training that came to its end."""
         if self.group.first:
             self.path.unlink(missing_ok=True)
+
+
+def weights_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Modules' weights as tensors by the module's name and their own, but for those that are not trained."""
+    return {
+        f"{part}.{name}": value
+        for part, module in modules.items()
+        for name, value in module.state_dict().items()
+        if name not in _fixed(module)
+    }
+
+
+def load_weights(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `weights_of` told of the same modules."""
+    for part, module in modules.items():
+        start, own = f"{part}.", module.state_dict()
+        kept = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        module.load_state_dict({name: own[name] for name in _fixed(module)} | kept)
+
+
+def _fixed(module: nn.Module) -> set[str]:
+    """What a PLM's mode leaves as it was, and need not be kept."""
+    return {name for name, weight in module.named_parameters() if not weight.requires_grad}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

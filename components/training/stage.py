@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from components.training.group import Group
 from components.training.loop import TrainingError
 from components.training.optimizer import LazyAdam
-from components.training.progress import Progress, load_optimizer, optimizer_state
+from components.training.progress import Progress, load_optimizer, load_weights, optimizer_state, weights_of
 from components.training.settings import StageSettings
 
 #: The term that is minimised; the others are its parts.
@@ -114,17 +114,11 @@ class Stage(ABC):
         self.since += 1
 
     def _keep(self, progress: Progress, ended: bool) -> None:
-        tensors: dict[str, Tensor] = {}
-        for part, module in self.modules.items():
-            # What a PLM's mode leaves as it was need not be kept.
-            fixed = {name for name, weight in module.named_parameters() if not weight.requires_grad}
-            told = module.state_dict().items()
-            tensors |= {f"{part}.{name}": value for name, value in told if name not in fixed}
         moments, rates = optimizer_state(self.optimizer, "optimizer")
         order = self.generator.get_state() if ended else self.order
-        tensors |= {**moments, "order": order, "total": self.group.gather(self.total)}
+        drawn = {"order": order, "total": self.group.gather(self.total)}
         state = {"steps": self.steps, "since": self.since, "curve": self.curve, "optimizer": rates}
-        progress.keep(tensors, {**state, "schedule": self.schedule.last_epoch})
+        progress.keep({**weights_of(self.modules), **moments, **drawn}, {**state, "schedule": self.schedule.last_epoch})
 
     def go_on(self, progress: Progress) -> None:
         """Take up where an earlier training of the same name was killed."""
@@ -132,10 +126,7 @@ class Stage(ABC):
         if found is None:
             return
         tensors, state = found
-        for part, module in self.modules.items():
-            start = f"{part}."
-            kept = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-            module.load_state_dict(kept, strict=False)
+        load_weights(self.modules, tensors)
         load_optimizer(self.optimizer, "optimizer", tensors, state["optimizer"])
         self.schedule.last_epoch = state["schedule"]
         self.generator.set_state(tensors["order"])

@@ -3,7 +3,9 @@
 import json
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
+
+from tests.answering import Answering
 
 
 class Listener(HTTPServer):
@@ -14,16 +16,13 @@ class Listener(HTTPServer):
         self.told, self.statuses = [], []
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_POST(self):
         content = self.rfile.read(int(self.headers["content-length"]))
         assert self.headers["content-type"] == "application/json"
         self.server.told.append(json.loads(content))
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
         self.end_headers()
-
-    def log_message(self, *_):
-        pass
 
 
 @contextmanager

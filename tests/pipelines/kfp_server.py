@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlparse
@@ -25,6 +25,8 @@ from uuid import uuid4
 import kfp_server_api as api
 from google.protobuf.json_format import ParseDict
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from tests.answering import Answering
 
 ROOT = "/apis/v2beta1"
 STORE: dict[str, dict[str, dict]] = {"experiments": {}, "recurringruns": {}, "runs": {}}
@@ -111,7 +113,7 @@ def shown(resource):
     return {name: value for name, value in resource.items() if name != "looked_at"}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         self.answer("GET")
 
@@ -188,17 +190,6 @@ class Handler(BaseHTTPRequestHandler):
         last = first + min(2, int(query.get("page_size") or 2))
         token = {"next_page_token": str(last)} if last < len(found) else {}
         return {LISTS[kind]: [shown(one) for one in found[first:last]], "total_size": len(found), **token}
-
-    def reply(self, status, content):
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import gzip
 import json
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
+
+from tests.answering import Answering
 
 NAME, NAMESPACE = "tandem-training-ctrl-x7k2p", "team"
 GROUP = f"{NAME}.root.exit-handler-1"
@@ -52,7 +54,7 @@ def packed(nodes):
     return {"compressedNodes": base64.b64encode(gzip.compress(json.dumps(nodes).encode())).decode()}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         known = self.path == f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/workflows/{NAME}"
         status = self.server.status if known else 404
@@ -60,15 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         found = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": metadata}
         found["status"] = {"phase": "Running", **self.server.content}
         refused = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "message": "not so"}
-        body = json.dumps(found if status == 200 else refused).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        self.reply(status, found if status == 200 else refused)
 
 
 @contextmanager

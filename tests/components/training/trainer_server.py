@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlparse
 
 import yaml
 from kubeflow_trainer_api import models
 
+from tests.answering import Answering
 from tests.services.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,7 +109,7 @@ class Job:
                 node.wait()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     def do_GET(self):
         self.answer("GET")
 
@@ -162,18 +163,6 @@ class Handler(BaseHTTPRequestHandler):
             jobs.pop(name).stop()
             return {"kind": "Status", "status": "Success"}
         return jobs[name].shown()
-
-    def reply(self, status, content):
-        plain = isinstance(content, str)
-        body = content.encode() if plain else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("content-type", "text/plain" if plain else "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 if __name__ == "__main__":
