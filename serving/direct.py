@@ -40,12 +40,12 @@ class RedisLine:
         connection = self._connection
         if connection is None or connection.lost:
             connection = await self._open()
-        try:
-            return await connection.ask(words)
-        except asyncio.CancelledError:
-            # Nobody waited for this answer any longer: a peer that has gone without a word is not asked again.
-            connection.close()
-            raise
+        return await connection.ask(words)
+
+    def close(self) -> None:
+        """Give the connection up: a peer that has gone without a word is not asked again."""
+        if self._connection is not None:
+            self._connection.close()
 
     async def _open(self) -> _Connection:
         async with self._opening:

@@ -1,12 +1,12 @@
-"""What a request must pass before it is read: the API key, the body's size, the number of requests at once."""
+"""What a request must pass before it is read, and how long its answer may take."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-import time
-from contextvars import ContextVar
 from http import HTTPStatus
+from typing import Self
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,27 +17,17 @@ from serving.settings import ServeSettings
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 RETRY_AFTER = {"retry-after": "1"}
 CLOSE = {"connection": "close"}
-
-_arrived: ContextVar[float] = ContextVar("arrived")
-
-
-class LateError(Exception):
-    """The request waited longer than its caller does."""
-
-
-def check_waited(timeout: float) -> None:
-    """Refuse to begin a request that has waited for its turn too long: the caller has given it up.
-
-    Raises:
-        LateError: it waited longer than `timeout` seconds.
-    """
-    waited = time.monotonic() - _arrived.get(time.monotonic())
-    if waited > timeout:
-        raise LateError(f"waited {waited:.1f} s for its turn; at most {timeout:g} s are allowed")
+#: As web servers count a caller who has gone; HTTP has no word for it, and nobody reads it.
+GONE = 499
+#: Seconds until it is looked whether the caller is still there. Most requests are answered sooner, and spared the look.
+LOOK = 0.05
 
 
 class Door:
-    """ASGI middleware. Bodies are read whole here, and so what reads them meets no more than `max_body` bytes."""
+    """ASGI middleware. Bodies are read whole here, and so what reads them meets no more than `max_body` bytes.
+
+    A request that is not answered within `timeout`, or whose caller has gone, is cancelled.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self.app, self.settings = app, settings
@@ -62,10 +52,19 @@ class Door:
             return
         self._inside += 1
         try:
-            _arrived.set(time.monotonic())
-            await self._with_body(headers, scope, receive, send)
+            await self._in_time(headers, scope, receive, send)
         finally:
             self._inside -= 1
+
+    async def _in_time(self, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self.settings.timeout) as limit:
+                with _Caller(receive, send, limit) as caller:
+                    await self._with_body(headers, scope, caller)
+        except TimeoutError:
+            await _refuse(HTTPStatus.GATEWAY_TIMEOUT, "not answered in time", CLOSE)(scope, receive, send)
+        except _GoneError:
+            await _refuse(GONE, "the caller has gone", CLOSE)(scope, receive, send)
 
     def _knows(self, headers: dict[bytes, bytes]) -> bool:
         if self._key is None:
@@ -74,35 +73,34 @@ class Door:
         # Digests, so that neither the key's bytes nor its length show in the time that this takes.
         return hmac.compare_digest(hashlib.sha256(given.strip()).digest(), self._key) and scheme.lower() == b"bearer"
 
-    async def _with_body(self, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send) -> None:
+    async def _with_body(self, headers: dict[bytes, bytes], scope: Scope, caller: _Caller) -> None:
         said, most = headers.get(b"content-length", b"0"), self.settings.max_body
         announced = int(said) if said.isdigit() else 0
-        body = await self._body(receive) if announced <= most else b""
-        if body is None:
-            return
+        body = await self._body(caller.receive) if announced <= most else b""
         if max(announced, len(body)) > most:
             refusal = _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {most} bytes at most", CLOSE)
-            await refusal(scope, receive, send)
+            await refusal(scope, caller.receive, caller.send)
             return
         given = False
 
         async def replay() -> Message:
             nonlocal given
             if given:
-                return await receive()
+                return await caller.receive()
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, replay, send)
+        caller.heed()
+        await self.app(scope, replay, caller.send)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The body, cut off soon after `max_body`; None where the caller has gone."""
+    async def _body(self, receive: Receive) -> bytes:
+        """The body, cut off soon after `max_body`."""
         parts: list[bytes] = []
         size = 0
         while size <= self.settings.max_body:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
+                raise _GoneError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if not message.get("more_body", False):
@@ -110,5 +108,63 @@ class Door:
         return b"".join(parts)
 
 
-def _refuse(status: HTTPStatus, error: str, headers: dict[str, str]) -> JSONResponse:
+class _GoneError(Exception):
+    """Nobody waits for the answer."""
+
+
+class _Caller:
+    """Who waits for an answer. When they go before it begins, the work on it is cancelled.
+
+    Args:
+        receive: What they say.
+        send: What they are told.
+        limit: The time in which the answer must begin; to read it they may take longer.
+    """
+
+    def __init__(self, receive: Receive, send: Send, limit: asyncio.Timeout) -> None:
+        self.receive, self._send, self._limit = receive, send, limit
+        self._work = asyncio.current_task()
+        self._gone = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._look: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._heed_no_more()
+        if self._gone and kind is asyncio.CancelledError and self._work is not None:
+            self._work.uncancel()
+            raise _GoneError
+
+    def heed(self) -> None:
+        """Look from soon on whether they are still there; the request has been read."""
+        loop = asyncio.get_running_loop()
+
+        def begin() -> None:
+            self._look = loop.create_task(self._until_gone())
+
+        self._timer = loop.call_later(LOOK, begin)
+
+    async def send(self, message: Message) -> None:
+        """Tell them a part of the answer."""
+        self._heed_no_more()
+        if not self._limit.expired():
+            self._limit.reschedule(None)
+        await self._send(message)
+
+    async def _until_gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        if self._work is not None:
+            self._work.cancel()
+
+    def _heed_no_more(self) -> None:
+        for waiting in (self._timer, self._look):
+            if waiting is not None:
+                waiting.cancel()
+
+
+def _refuse(status: int, error: str, headers: dict[str, str]) -> JSONResponse:
     return JSONResponse({"error": error}, status, headers)

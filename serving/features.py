@@ -44,6 +44,9 @@ class Source(Protocol):
     async def read_soon(self, views: Sequence[View], key: str) -> list[Stored | None]:
         """A key's values in each view, without a thread; any exception means that it did not answer."""
 
+    def give_up(self) -> None:
+        """Do not wait for what `read_soon` has asked for any longer."""
+
 
 @dataclass
 class Gathered:
@@ -231,6 +234,7 @@ class OnlineFeatures:
             async with asyncio.timeout(self.settings.feature_deadline):
                 await self._read_soon(plan, found)
         except TimeoutError:
+            self.source.give_up()
             self._failed("no answer in time")
         except Exception as error:  # each store has errors of its own
             self._failed(f"{type(error).__name__}: {error}")

@@ -17,6 +17,7 @@ CANDIDATES = Histogram(
 )
 ANSWERS = Counter("tandem_answers", "Requests that a version of the model has answered.", ["endpoint", "model_version"])
 DEGRADED_ANSWERS = Counter("tandem_degraded_answers", "Requests answered without some view.", ["view", "reason"])
+CALLS_STOPPED = Counter("tandem_calls_stopped", "Calls of the model that were stopped, as nobody waited any longer.")
 FEEDBACK = Counter("tandem_feedback", "Events that callers have reported.", ["clicked"])
 LOG_DROPPED = Counter("tandem_log_dropped", "Predictions that were to be logged and could not be.")
 

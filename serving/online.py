@@ -112,6 +112,11 @@ class OnlineStore:
         found = await self._rows.read(asked, _entity(views[0], key))
         return [_stored(view, at, values) for view, (at, values) in zip(views, found, strict=True)]
 
+    def give_up(self) -> None:
+        """Leave the connection by which `read_soon` asks, and open another one when it asks again."""
+        if self._rows is not None:
+            self._rows.line.close()
+
 
 def impatient(connection: str, deadline: float) -> str:
     """A connection string of Feast's with socket timeouts and without redis-py's retries, which sleep for seconds."""

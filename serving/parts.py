@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 Row = Mapping[str, Any]
 Array = npt.NDArray[Any]
-#: Parts [n, ...] of the items with these keys and rows; the last of them says whether an item is cold.
-Compute = Callable[[Sequence[str], Sequence[Row]], list[Array]]
+#: Parts [n, ...] of the items with these keys and rows, by a call with these options; the last of them says whether an
+#: item is cold.
+Compute = Callable[[Sequence[str], Sequence[Row], Any], list[Array]]
 
 FIRST_ROOM = 1024
 
@@ -61,7 +62,12 @@ class PartTable:
         return self._rows[key][0]
 
     def parts(
-        self, keys: Sequence[str], rows: Mapping[str, Row], until: Mapping[str, float] | None = None, epoch: int = 0
+        self,
+        keys: Sequence[str],
+        rows: Mapping[str, Row],
+        until: Mapping[str, float] | None = None,
+        epoch: int = 0,
+        options: Any = None,
     ) -> tuple[list[Array], Array]:
         """Parts of n items, each [n, ...], and whether each item is cold, [n].
 
@@ -70,17 +76,18 @@ class PartTable:
             rows: Their rows by key.
             until: Moments up to which rows hold, by key, for `ready`.
             epoch: When these were true.
+            options: Of the call that makes those which are not there.
         """
         with self._lock:
             places = self._places(keys, rows)
             # Those that are added may push out others of the same request; each does so once at most.
             while -1 in places:
                 absent = list(dict.fromkeys(key for key, place in zip(keys, places, strict=True) if place < 0))
-                found = self.compute(absent, [rows[key] for key in absent])
+                found = self.compute(absent, [rows[key] for key in absent], options)
                 if not self._arrays:
                     self._begin(found)
                 if len(keys) > self._capacity:
-                    *parts, cold = self.compute(keys, [rows[key] for key in keys])
+                    *parts, cold = self.compute(keys, [rows[key] for key in keys], options)
                     return parts, cold
                 self._add(absent, [rows[key] for key in absent], found)
                 places = self._places(keys, rows)

@@ -14,11 +14,12 @@ from uuid import uuid4
 import numpy as np
 
 from components.dataset.moment import request_context
+from components.dataset.scoring import stoppable
 from components.dataset.spec import EVENT_TIMESTAMP, ITEM_KEY, USER_KEY, DatasetSpec, Kind
 from components.dataset.vocabulary import Vocabulary
 from serving.features import NOTHING, Gathered, OnlineFeatures
 from serving.journal import Prediction, PredictionLog
-from serving.metrics import DEGRADED_ANSWERS, PART_SECONDS
+from serving.metrics import CALLS_STOPPED, DEGRADED_ANSWERS, PART_SECONDS
 from serving.online import Row
 from serving.schemas import Degraded, PredictedPair, PredictResponse, RankedItem, RankResponse
 from serving.scorer import Flags, Probabilities, Scorer
@@ -225,12 +226,21 @@ class Ranker:
         return {name: _spelled(self.context[name], context.get(name)) for name in self.context}
 
 
-async def _called(call: Callable[[], Value], seconds: float) -> Value:
-    """The model's answer. One that takes long is waited for beside the event loop, on which other requests go on."""
+async def _called(call: Callable[[Any], Value], seconds: float) -> Value:
+    """The model's answer. One that takes long is waited for beside the event loop, on which other requests go on.
+
+    A call that nobody waits for any longer is stopped, so that it does not hold its thread and the processor.
+    """
     with MODEL_SECONDS.time():
         if seconds <= LONG:
-            return call()
-        return await asyncio.get_running_loop().run_in_executor(None, call)
+            return call(None)
+        options = stoppable()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, call, options)
+        except asyncio.CancelledError:
+            options.terminate = True
+            CALLS_STOPPED.inc()
+            raise
 
 
 def _ordered(

@@ -100,9 +100,13 @@ class Scorer:
         """About how long the call for so many rows takes, or, where it `folds`, for so many items of one request."""
         return count * (self._item_seconds if folds and self.folded else self._row_seconds)
 
-    def probabilities(self, columns: Mapping[str, Any]) -> Probabilities:
-        """Click probabilities [n] of n rows of raw feature columns."""
-        return self.whole.probabilities(self.bundle.encode(columns))
+    def probabilities(self, columns: Mapping[str, Any], options: Any = None) -> Probabilities:
+        """Click probabilities [n] of n rows of raw feature columns.
+
+        Raises:
+            Exception: the call was stopped by its `options`, as `stoppable` makes them.
+        """
+        return self.whole.probabilities(self.bundle.encode(columns), options)
 
     def rank(
         self,
@@ -111,6 +115,7 @@ class Scorer:
         rows: Mapping[str, Row],
         until: Mapping[str, float] | None = None,
         epoch: int = 0,
+        options: Any = None,
     ) -> tuple[Probabilities, Flags]:
         """Click probabilities [n] of n items in one request, and whether the model has never seen each.
 
@@ -121,12 +126,13 @@ class Scorer:
                 takes the model's default. A row that is the same object as before is not computed again.
             until: Moments up to which rows hold, by key, so that `known` need not be told them.
             epoch: When these were true.
+            options: Of the calls, by which they can be stopped.
         """
         if self.table is None:
             columns = {name: [self._value(request, name)] * len(keys) for name in self.bundle.vocabulary.columns}
             columns |= self._item_columns(keys, [rows[key] for key in keys])
-            return self.probabilities(columns), np.array(self.cold("item", keys))
-        return self.meet(request, self.table.parts(keys, rows, until, epoch))
+            return self.probabilities(columns, options), np.array(self.cold("item", keys))
+        return self.meet(request, self.table.parts(keys, rows, until, epoch, options), options)
 
     def known(self, keys: Sequence[str], now: float, epoch: int) -> Parts | None:
         """The parts of items whose rows need not be asked for again; None if one of them must be, or there are none."""
@@ -137,15 +143,15 @@ class Scorer:
         assert self.table is not None  # noqa: S101 - the caller's condition, for the type checker
         return self.table.row(key)
 
-    def meet(self, request: Row, parts: Parts) -> tuple[Probabilities, Flags]:
+    def meet(self, request: Row, parts: Parts, options: Any = None) -> tuple[Probabilities, Flags]:
         """What `rank` gives, for items' parts that are at hand."""
         assert self.folded is not None  # noqa: S101 - only a folded model has parts
         ids = self.request.encode({name: [self._value(request, name)] for name in self.request.columns})
         (*made, rows), cold = parts
         if len(cold) < self.folds_from:
             whole = self._columns["request"].spread(ids) + self._columns["item"].spread(rows)
-            return self.whole.probabilities(whole), cold
-        return self.folded.probabilities(ids, made), cold
+            return self.whole.probabilities(whole, options), cold
+        return self.folded.probabilities(ids, made, options), cold
 
     def cold(self, side: str, keys: Sequence[str]) -> list[bool]:
         """Whether each key of a side is one that the model never saw; False where it reads no key."""
@@ -162,11 +168,11 @@ class Scorer:
     def _value(self, row: Row, name: str) -> Any:
         return row[name] if name in row else self.defaults.get(name)
 
-    def _parts(self, keys: Sequence[str], rows: Sequence[Row]) -> list[npt.NDArray[Any]]:
+    def _parts(self, keys: Sequence[str], rows: Sequence[Row], options: Any) -> list[npt.NDArray[Any]]:
         """Parts of items for the ranker, each [n, ...], their ids, and whether the model has never seen them [n]."""
         assert self.folded is not None  # noqa: S101  (there is a table only then)
         ids = self.items.encode(self._item_columns(keys, rows))
-        return [*self.folded.parts(ids), ids, np.array(self.cold("item", keys))]
+        return [*self.folded.parts(ids, options), ids, np.array(self.cold("item", keys))]
 
 
 def read_defaults(bundle: Bundle) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from components.dataset.bundle import Bundle, BundleError
 from components.dataset.errors import UserError
-from serving.door import RETRY_AFTER, Door, LateError, check_waited
+from serving.door import RETRY_AFTER, Door
 from serving.errors import ErrorBodies
 from serving.express import PREDICT, RANK, Express
 from serving.features import OnlineFeatures
@@ -56,12 +56,6 @@ class BadRequestError(BentoMLException):
     """The request is well-formed but does not fit the model."""
 
     error_code = HTTPStatus.UNPROCESSABLE_ENTITY
-
-
-class TooLateError(BentoMLException):
-    """The request waited too long to be worth answering."""
-
-    error_code = HTTPStatus.GATEWAY_TIMEOUT
 
 
 class UnavailableError(BentoMLException):
@@ -130,7 +124,7 @@ def _model(_: Request) -> Response:
 pages = Starlette(routes=[Route("/model", _model, methods=["GET"])])
 
 
-# A request that is never begun is refused after `timeout`; one that is begun is done in a small part of it.
+# The door ends requests after `timeout`, and their work with them; BentoML's own limit must not come before it.
 # Requests are counted and timed as metrics; a line in the log and a span for each cost a fifth of the core.
 @bentoml.service(
     name="tandem",
@@ -223,14 +217,11 @@ def _answering(endpoint: str, candidates: int) -> Iterator[None]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Answer 422 where a request does not fit the model, 504 where it is too late to begin, 503 without a model."""
+    """Answer 422 where a request does not fit the model, 503 without a model."""
     try:
-        check_waited(settings.timeout)
         yield
     except RequestError as error:
         raise BadRequestError(str(error)) from None
-    except LateError as error:
-        raise TooLateError(str(error)) from None
     except NoModelError as error:
         raise UnavailableError(str(error)) from None
 

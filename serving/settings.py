@@ -45,7 +45,9 @@ class ServeSettings(BaseModel):
     threads: int = Field(
         default=4, ge=1, le=64, description="Reads of the online store, and writes of feedback, at once."
     )
-    timeout: float = Field(default=5.0, gt=0, description="Seconds; a request that waited longer is not begun.")
+    timeout: float = Field(
+        default=5.0, gt=0, description="Seconds; a request that takes longer is answered 504 and stopped."
+    )
 
     feature_deadline: float = Field(default=0.25, gt=0, description="Seconds that a request waits for features.")
     breaker_failures: int = Field(default=5, ge=1, description="Reads that fail in a row before reading pauses.")

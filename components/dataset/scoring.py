@@ -29,15 +29,23 @@ def open_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def stoppable() -> Any:
+    """Options of one call: with their `terminate` set it fails, after the operator that it is at."""
+    options = onnxruntime.RunOptions()
+    # To be stopped is no error to write down.
+    options.log_severity_level = 4
+    return options
+
+
 class WholeModel:
     """The model in one file."""
 
     def __init__(self, path: Path) -> None:
         self._session = open_session(path)
 
-    def probabilities(self, ids: Ids) -> Floats:
-        """Click probabilities [n] of ids [n, layout.width]."""
-        return cast(Floats, self._session.run(["probability"], {"ids": ids})[0])
+    def probabilities(self, ids: Ids, options: Any = None) -> Floats:
+        """Click probabilities [n] of ids [n, layout.width]; with `options` as made by `stoppable`."""
+        return cast(Floats, self._session.run(["probability"], {"ids": ids}, options)[0])
 
 
 class FoldedModel:
@@ -47,14 +55,14 @@ class FoldedModel:
         self._items, self._ranker = open_session(items), open_session(ranker)
         self._names = [output.name for output in self._items.get_outputs()]
 
-    def parts(self, ids: Ids) -> list[Floats]:
+    def parts(self, ids: Ids, options: Any = None) -> list[Floats]:
         """What the ranker needs of items, each [n, ...], for ids [n, layout.of(CANDIDATE).width]."""
-        return cast(list[Floats], self._items.run(self._names, {"ids": ids}))
+        return cast(list[Floats], self._items.run(self._names, {"ids": ids}, options))
 
-    def probabilities(self, ids: Ids, parts: Sequence[Floats]) -> Floats:
+    def probabilities(self, ids: Ids, parts: Sequence[Floats], options: Any = None) -> Floats:
         """Click probabilities [n] of a request's ids [1, layout.of(REQUEST).width] and n items' parts."""
         feeds = {"ids": ids, **dict(zip(self._names, parts, strict=True))}
-        return cast(Floats, self._ranker.run(["probability"], feeds)[0])
+        return cast(Floats, self._ranker.run(["probability"], feeds, options)[0])
 
 
 def crossing(

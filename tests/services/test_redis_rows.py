@@ -65,6 +65,7 @@ def test_our_round_trip_reads_what_feast_reads_and_survives_a_restart(source, re
         try:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(source.read_soon(views, "u1"), 0.2)
+            source.give_up()
         finally:
             redis.send(signal.SIGCONT)
         rows = await asyncio.gather(*(source.read_soon(views, key) for key in ("u1", "u2")))

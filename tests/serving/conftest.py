@@ -43,14 +43,30 @@ def service(shop, tmp_path_factory) -> Iterator[Service]:
 @contextmanager
 def started(shop: Path, log: Path, *flags: str, **settings: object) -> Iterator[Service]:
     """`tandem serve` with some flags and settings, ready to answer."""
+    command = ["-m", "pipelines.cli", "serve", "--every", "1000", *flags]
+    with _running(command, log, {"TANDEM_HOME": str(shop / "home")}, settings) as service:
+        yield service
+
+
+@contextmanager
+def alone(shop: Path, log: Path, models: Path, **settings: object) -> Iterator[Service]:
+    """The service on a folder of models that nothing else keeps, ready to answer."""
+    features = shop / "home" / "feast" / "shop.yaml"
+    own = {"TANDEM_HOME": str(shop / "home"), "BENTOML_HOME": str(log.parent / "bentoml")}
+    with _running(["-m", "serving"], log, own, {"models": models, "feature_store": features, **settings}) as service:
+        yield service
+
+
+@contextmanager
+def _running(command: list[str], log: Path, own: dict[str, str], settings: dict[str, object]) -> Iterator[Service]:
     port = free_port()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TANDEM_HOME": str(shop / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **own}
     # A machine that runs many tests at once answers late, and nothing here is about that.
     given = {"feature_deadline": 10, **settings}
     environment |= {f"TANDEM_SERVE_{name.upper()}": str(value) for name, value in given.items()}
-    command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", str(port), "--every", "1000", *flags]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        arguments = [sys.executable, *command, "--port", str(port)]
+        process = subprocess.Popen(arguments, env=environment, stdout=file, stderr=file)
     headers = {"authorization": f"Bearer {settings['api_key']}"} if "api_key" in settings else {}
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=headers)
     try:

@@ -25,7 +25,7 @@ class MemoryStore:
             "item_profile": {f"i{n}": Stored({"price": float(n), "title": "x"}, NOW - n) for n in range(200)},
         }
         self.reads: Counter[tuple[str, str]] = Counter()
-        self.seconds, self.broken = 0.0, False
+        self.seconds, self.broken, self.given_up = 0.0, False, 0
         self.state = Registered((USERS, HISTORY, ITEMS), "one", None)
 
     #: As Redis: one key at a time may be read without a thread.
@@ -43,6 +43,9 @@ class MemoryStore:
         self.reads.update((view.name, key) for view in views)
         await asyncio.sleep(self.seconds)
         return [self._found(view, [key])[0] for view in views]
+
+    def give_up(self) -> None:
+        self.given_up += 1
 
     def _found(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
         if self.broken:

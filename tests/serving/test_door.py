@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
 
 import pytest
 from pydantic import SecretStr
@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from components.dataset.errors import UserError
-from serving.door import Door, LateError, _arrived, check_waited
+from serving.door import LOOK, Door
 from serving.errors import ErrorBodies
 from serving.settings import ServeSettings
 
@@ -101,14 +101,63 @@ def test_what_passes_by_itself_says_when_to_come_back():
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
-def test_a_request_that_waited_too_long_is_not_begun():
-    token = _arrived.set(time.monotonic() - 2)
-    try:
-        check_waited(timeout=3)
-        with pytest.raises(LateError, match=r"2\.0 s"):
-            check_waited(timeout=1)
-    finally:
-        _arrived.reset(token)
+class Ways:
+    """A request by hand: its body, then silence until its caller goes; and an application that takes its time."""
+
+    def __init__(self, *messages, goes=None):
+        self.messages, self.goes, self.sent, self.happened = list(messages), goes, [], []
+
+    async def receive(self):
+        if self.messages:
+            return self.messages.pop(0)
+        await asyncio.sleep(1000 if self.goes is None else self.goes)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.sent.append(message.get("status", message.get("body")))
+
+    async def app(self, scope, receive, send):
+        self.happened.append((await receive())["body"])
+        try:
+            await asyncio.sleep(scope["seconds"])
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.sleep(scope["reading"])
+            await send({"type": "http.response.body", "body": b"done"})
+        except asyncio.CancelledError:
+            self.happened.append("cancelled")
+            raise
+
+    def ask(self, seconds=0.0, reading=0.0, **settings):
+        scope = {"type": "http", "method": "POST", "path": "/rank", "headers": []}
+        door = Door(self.app, ServeSettings(**settings))
+        asyncio.run(door({**scope, "seconds": seconds, "reading": reading}, self.receive, self.send))
+        assert door._inside == 0
+        return self.sent[0] if self.sent else None
+
+
+BODY = {"type": "http.request", "body": b"x"}
+
+
+def test_what_takes_too_long_is_cancelled():
+    late = Ways(BODY)
+    assert late.ask(seconds=1000, timeout=0.1) == 504
+    assert late.happened == [b"x", "cancelled"]
+    slow = Ways({**BODY, "more_body": True})
+    assert slow.ask(timeout=0.1) == 504, "a body that does not end takes a place from others"
+    assert slow.happened == []
+    reading = Ways(BODY, goes=1000)
+    assert reading.ask(reading=0.3, timeout=0.1) == 200
+    assert reading.sent == [200, b"done"], "an answer that has begun is read at its caller's pace"
+
+
+def test_what_nobody_waits_for_is_cancelled():
+    left = Ways(BODY, goes=0)
+    assert left.ask(seconds=1000) == 499
+    assert left.happened == [b"x", "cancelled"]
+    assert Ways({**BODY, "more_body": True}, {"type": "http.disconnect"}).ask() == 499
+    stayed = Ways(BODY, goes=1000)
+    assert stayed.ask(seconds=2 * LOOK) == 200
+    assert stayed.happened == [b"x"]
 
 
 def test_settings_come_from_the_environment_and_are_checked():

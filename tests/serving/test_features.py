@@ -86,12 +86,31 @@ def test_a_late_answer_is_not_waited_for_nor_a_broken_store_asked_for_ever(store
 
     found, seconds = asyncio.run(late())
     assert seconds < 4
+    assert store.given_up == 1
     assert (found.users, found.degraded["user_profile", "unreachable"]) == ({"u1": {}}, 1)
     store.seconds, store.broken = 0, True
     for _ in range(5):
         assert gather(features, ["u1"], []).degraded["user_profile", "unreachable"] == 1
     assert features.breaker.open
     assert store.reads["user_profile", "u1"] == 2
+
+
+def test_a_request_that_is_cancelled_says_nothing_of_the_store(store):
+    """Its caller has gone; the connection and the breaker are those of the others too."""
+    features = make_features(store, breaker_failures=1)
+    store.seconds = 0.1
+
+    async def left():
+        request = asyncio.ensure_future(features.gather(["u1"], []))
+        while not store.reads:
+            await asyncio.sleep(0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        return await features.gather(["u1"], [])
+
+    assert not asyncio.run(left()).degraded
+    assert (store.given_up, features.breaker.open) == (0, False)
 
 
 @pytest.mark.parametrize("user", ["u1", "nobody"])

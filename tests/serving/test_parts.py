@@ -14,7 +14,7 @@ class Computed:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, keys, rows):
+    def __call__(self, keys, rows, options):
         self.asked += keys
         values = np.array([row["value"] for row in rows], dtype=np.float32)
         return [np.stack([values, -values], 1), values % 2 == 1]
