@@ -24,13 +24,16 @@ log = logging.getLogger("tandem.registry")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(dataset: str | None, host: str, port: int, assignments: list[str], every: float, push: bool = False) -> None:
+def start(
+    dataset: str | None, host: str, port: int, workers: int, assignments: list[str], every: float, push: bool = False
+) -> None:
     """Replace this process by the service's, beside a process that follows the registry.
 
     Args:
         dataset: Data set whose champion is served; the one deployed last if None.
         host: Address to listen on.
         port: Port to listen on.
+        workers: Processes that answer there.
         assignments: Settings of the service, `name=value` each.
         every: Seconds between looks at the registry.
         push: Put what callers report into the online histories and counts too, by one more process.
@@ -57,7 +60,8 @@ def start(dataset: str | None, host: str, port: int, assignments: list[str], eve
         _beside("push", "--follow", "--models", str(settings.models), "--log", str(settings.log))
     # The service's own code comes first, wherever this was started.
     os.environ["PYTHONPATH"] = _path()
-    os.execv(sys.executable, [sys.executable, "-m", "serving", "--host", host, "--port", str(port)])  # noqa: S606
+    words = ["-m", "serving", "--host", host, "--port", str(port), "--workers", str(workers)]
+    os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
 
 
 def follow(dataset: str, folder: Path, every: float, version: str | None, beside: int | None) -> None:

@@ -18,6 +18,7 @@ def serve(
     workdir: Workdir = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 3000,
+    workers: Annotated[int, typer.Option(help="Processes that answer, each on a core.", min=1, max=64)] = 1,
     assignments: Assignments = None,
     every: Every = 10.0,
     push: Annotated[bool, typer.Option("--push", help="Let what callers report enter online histories at once.")] = (
@@ -32,7 +33,7 @@ def serve(
     enter(workdir)
     from pipelines.service import start
 
-    start(dataset, host, port, assignments or [], every, push)
+    start(dataset, host, port, workers, assignments or [], every, push)
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """The service under load, beside the bare model and beside plain BentoML + torch + Feast.
 
-    python -m tests.benchmarks.serving --workdir DIR [--seconds 8] [--candidates 10 100 500] [--json FILE]
+    python -m tests.benchmarks.serving --workdir DIR [--seconds 8] [--candidates 10 100 500] [--workers 1] [--json FILE]
 
-A real server process on one core, a real Redis, and a client process on the others. Without a deployed model DIR gets
-one: AutoInt + MLP on MovieLens-1M (`tandem data ml-1m` must have been run), one epoch. For each number of candidates:
+A real server with a core for each of its workers, a real Redis, and a client process on the other cores. Without a
+deployed model DIR gets one: AutoInt + MLP on MovieLens-1M (`tandem data ml-1m` must have been run), one epoch. For each
+number of candidates:
 
 - bare: the ONNX Runtime call alone, whole and folded, in a process of its own on the server's core;
 - closed: one request after the other on one connection (p50, p99), then on 8 connections (requests/s);
@@ -249,12 +250,14 @@ def redis(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def server(command: list[str], port: int, core: int, log: Path, env: dict[str, str]) -> Iterator[dict[str, float]]:
-    """A server held to one core; the seconds until it was ready, and later the most memory of one of its processes."""
+def server(
+    command: list[str], port: int, cores: list[int], log: Path, env: dict[str, str]
+) -> Iterator[dict[str, float]]:
+    """A server held to some cores; the seconds until it was ready, later the most memory of one of its processes."""
     found: dict[str, float] = {}
     with log.open("wb") as file:
         began = time.perf_counter()
-        process = subprocess.Popen(["taskset", "-c", str(core), *command], env=env, stdout=file, stderr=file)
+        process = subprocess.Popen(["taskset", "-c", _listed(cores), *command], env=env, stdout=file, stderr=file)
     try:
         _until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).close(), process)
         found |= {"ready_s": time.perf_counter() - began, "pid": process.pid}
@@ -276,6 +279,10 @@ def settle(pid: int, within: float = 180) -> None:
             return
         before = now
     raise SystemExit("the server does not come to rest")
+
+
+def _listed(cores: list[int]) -> str:
+    return ",".join(map(str, cores))
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -315,7 +322,7 @@ def keys_of(home: Path, path: Path) -> None:
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     home, cores = flags.workdir / "home", sorted(os.sched_getaffinity(0))
-    core, others = cores[0], ",".join(map(str, cores[1:] or cores))
+    mine, others = cores[: flags.workers], _listed(cores[flags.workers :] or cores)
     with redis(flags.workdir / "redis") as address:
         (flags.workdir / "store.yaml").write_text(STORE)
         own = {"TANDEM_FEAST": str(flags.workdir / "store.yaml"), "TANDEM_FEAST_REDIS": address}
@@ -342,11 +349,11 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         for candidates in flags.candidates:
             rounds = max(200, 100_000 // candidates)
             found["rows"].append(
-                {"candidates": candidates, **run(str(core), "--bare", str(bundle), str(candidates), str(rounds))}
+                {"candidates": candidates, **run(str(mine[0]), "--bare", str(bundle), str(candidates), str(rounds))}
             )
         port = free_port()
         serve = [sys.executable, "-m", "pipelines.cli", "serve", "--dataset", DATASET, "--port", str(port)]
-        with server(serve, port, core, flags.workdir / "server.log", env) as said:
+        with server([*serve, "--workers", str(flags.workers)], port, mine, flags.workdir / "server.log", env) as said:
             settle(int(said["pid"]))
             for row in found["rows"]:
                 row |= load(port, said["pid"], row["candidates"])
@@ -354,7 +361,8 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         found |= said
         port = free_port()
         peer = [sys.executable, "-m", "bentoml", "serve", "tests.benchmarks.serving_peer:Peer", "--port", str(port)]
-        with server([*peer, "--working-dir", str(ROOT)], port, core, flags.workdir / "peer.log", env) as said:
+        env["PEER_WORKERS"] = str(flags.workers)
+        with server([*peer, "--working-dir", str(ROOT)], port, mine, flags.workdir / "peer.log", env) as said:
             settle(int(said["pid"]))
             for row in found["rows"]:
                 row["peer"] = load(port, said["pid"], row["candidates"])
@@ -405,6 +413,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("serving-benchmark"))
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--candidates", type=int, nargs="+", default=[10, 100, 500])
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--client", nargs=6, help=argparse.SUPPRESS)
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)

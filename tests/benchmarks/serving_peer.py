@@ -15,7 +15,7 @@ HOME = Path(os.environ["TANDEM_HOME"])
 ITEM_VIEWS = ("item_profile", "item_activity")
 
 
-@bentoml.service(name="peer", threads=4)
+@bentoml.service(name="peer", threads=4, workers=int(os.environ["PEER_WORKERS"]))
 class Peer:
     """The same checkpoint and the same features, both read as a request needs them."""
 
