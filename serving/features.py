@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from threading import Event, Lock, Thread
 from typing import Protocol
 
@@ -41,8 +42,8 @@ class Source(Protocol):
     def read(self, view: View, keys: Sequence[str]) -> list[Stored | None]:
         """The values of each key in a view; any exception means that it did not answer."""
 
-    async def read_soon(self, views: Sequence[View], key: str) -> list[Stored | None]:
-        """A key's values in each view, without a thread; any exception means that it did not answer."""
+    async def read_soon(self, views: Sequence[View], keys: Sequence[str]) -> list[list[Stored | None]]:
+        """What `read` gives for each of some views of one side, without a thread."""
 
     def give_up(self) -> None:
         """Do not wait for what `read_soon` has asked for any longer."""
@@ -244,13 +245,14 @@ class OnlineFeatures:
         return dict(found)
 
     async def _read_soon(self, plan: Plan, found: Found) -> None:
-        """Fill `found`: a user's views in one step of the event loop where the store can, all else in a thread."""
-        views, keys = [view for view, _ in plan], plan[0][1]
-        if self.source.direct and len(keys) == 1 and {view.side for view in views} == {"user"}:
-            stored = await self.source.read_soon(views, keys[0])
-            found |= {view.name: {keys[0]: one} for view, one in zip(views, stored, strict=True)}
-        else:
+        """Fill `found`: side by side, the users' first, on the event loop where the store can, else in a thread."""
+        if not self.source.direct:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._read, plan, found)
+            return
+        for _, planned in groupby(plan, key=lambda view_and_keys: view_and_keys[0].side):
+            (*views,), (keys, *_) = zip(*planned, strict=True)
+            stored = await self.source.read_soon(views, keys)
+            found |= {view.name: dict(zip(keys, ones, strict=True)) for view, ones in zip(views, stored, strict=True)}
 
     def _read(self, plan: Plan, found: Found) -> None:
         for view, keys in plan:

@@ -11,7 +11,7 @@ from typing import Any
 from components.dataset.features import features_digest, is_on_demand
 from components.dataset.lean import lean
 from components.dataset.spec import ITEM_KEY, USER_KEY
-from serving.direct import RedisRows
+from serving.direct import RedisRows, plain
 
 Row = Mapping[str, Any]
 
@@ -101,16 +101,16 @@ class OnlineStore:
         found = self._online.online_read(self._store.config, view.definition, asked, list(view.features))
         return [_stored(view, at, values) for at, values in found]
 
-    async def read_soon(self, views: Sequence[View], key: str) -> list[Stored | None]:
-        """A key's values in each of some views of its side, without a thread; only where `direct`.
+    async def read_soon(self, views: Sequence[View], keys: Sequence[str]) -> list[list[Stored | None]]:
+        """What `read` gives for each of some views of one side, without a thread; only where `direct`.
 
         Raises:
             Exception: the store did not answer.
         """
         assert self._rows is not None  # noqa: S101 - the caller's condition, for the type checker
         asked = [(view.definition, view.features) for view in views]
-        found = await self._rows.read(asked, _entity(views[0], key))
-        return [_stored(view, at, values) for view, (at, values) in zip(views, found, strict=True)]
+        found = await self._rows.read(asked, _entity(views[0], ""), keys)
+        return [[_held(*one) for one in read] for read in found]
 
     def give_up(self) -> None:
         """Leave the connection by which `read_soon` asks, and open another one when it asks again."""
@@ -140,16 +140,12 @@ def _view(definition: Any) -> View:
 
 
 def _stored(view: View, at: datetime | None, values: Mapping[str, Any] | None) -> Stored | None:
-    row = {name: _value((values or {}).get(name)) for name in view.features}
+    row = {name: plain((values or {}).get(name)) for name in view.features}
+    return None if at is None else _held(row, at.timestamp())
+
+
+def _held(row: Row, at: float) -> Stored | None:
     # Redis answers for a key that it does not hold as for one whose values of 1970 are all null.
-    if at is None or (at.timestamp() <= 0 and all(value is None for value in row.values())):
+    if at <= 0 and all(value is None for value in row.values()):
         return None
-    return Stored(row, at.timestamp())
-
-
-def _value(value: Any) -> Any:
-    kind = None if value is None else value.WhichOneof("val")
-    if kind is None or kind == "null_val":
-        return None
-    found = getattr(value, kind)
-    return list(found.val) if kind.endswith("_list_val") else found
+    return Stored(row, at)

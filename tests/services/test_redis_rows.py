@@ -1,4 +1,4 @@
-"""A user's rows by one round trip of our own are the rows that Feast reads, on a real Redis."""
+"""Rows by one round trip of our own are the rows that Feast reads, on a real Redis."""
 
 from __future__ import annotations
 
@@ -43,33 +43,37 @@ def source(redis, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_our_round_trip_reads_what_feast_reads_and_survives_a_restart(source, redis, run):
-    views = [view for view in source.registered().views if view.side == "user"]
+    views = {side: [view for view in source.registered().views if view.side == side] for side in ("user", "item")}
     assert source.direct
-    assert {view.name for view in views} == {"user_profile", "user_history"}
-    keys = [*(f"u{n}" for n in range(COUNT)), "nobody", "zoë \x00 😀", ""]
-    expected = {view.name: source.read(view, keys) for view in views}
+    assert [view.name for view in views["user"]] == ["user_profile", "user_history"]
+    keys = {side: [*(f"{side[0]}{n}" for n in range(COUNT)), "nobody", "zoë \x00 😀", ""] for side in views}
+    # NaN is NaN, -0.0 is no 0.0.
+    expected = {side: [list(map(repr, source.read(view, keys[side]))) for view in views[side]] for side in views}
+
+    async def read_as_expected(side: str, begin: int, end: int) -> list[str]:
+        found = await source.read_soon(views[side], keys[side][begin:end])
+        assert [list(map(repr, rows)) for rows in found] == [rows[begin:end] for rows in expected[side]]
+        return [row for rows in expected[side] for row in rows[begin:end]]
 
     async def read() -> None:
-        found = await asyncio.gather(*(source.read_soon(views, key) for key in keys))
-        for place, rows in enumerate(found):
-            for view, row in zip(views, rows, strict=True):
-                assert repr(row) == repr(expected[view.name][place]), "NaN is NaN, -0.0 is no 0.0"
-        assert sum(row is None for rows in found for row in rows) > 10
+        # All at once, and many requests of one key beside them, on the same connection.
+        spans = [("user", 0, COUNT + 3), ("item", 0, COUNT + 3), *(("user", n, n + 1) for n in range(COUNT + 3))]
+        found = await asyncio.gather(*(read_as_expected(*span) for span in spans))
+        assert sum(row == "None" for row in found[0]) > 10
         redis.send(signal.SIGKILL)
         for _ in range(3):
             with pytest.raises(OSError):
-                await source.read_soon(views, "u1")
+                await source.read_soon(views["user"], keys["user"])
         redis.start()
-        assert repr(await source.read_soon(views, "u1")) == repr([expected[view.name][1] for view in views])
+        await read_as_expected("user", 0, COUNT)
         redis.send(signal.SIGSTOP)
         try:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(source.read_soon(views, "u1"), 0.2)
+                await asyncio.wait_for(source.read_soon(views["user"], keys["user"]), 0.2)
             source.give_up()
         finally:
             redis.send(signal.SIGCONT)
-        rows = await asyncio.gather(*(source.read_soon(views, key) for key in ("u1", "u2")))
-        assert repr(rows) == repr([[expected[view.name][place] for view in views] for place in (1, 2)])
+        await asyncio.gather(*(read_as_expected("user", begin, begin + 2) for begin in (1, 2, 3)))
 
     run(read())
 
@@ -77,9 +81,9 @@ def test_our_round_trip_reads_what_feast_reads_and_survives_a_restart(source, re
 def test_a_wrong_password_is_an_error_and_other_connections_are_feasts(source):
     config = source._store.config
     wrong = RedisRows.of(source._online, config)
-    wrong.line._greeting[0] = ["AUTH", "wrong"]
+    wrong.line._greeting[0] = ("AUTH", "wrong")
     with pytest.raises(Exception, match="WRONGPASS"):
-        asyncio.run(wrong.line.ask("PING"))
+        asyncio.run(wrong.line.ask([("PING",)]))
     for more in (",ssl=true", ",unix_socket_path=x"):
         config.online_store.connection_string = f"127.0.0.1:1{more}"
         assert RedisRows.of(source._online, config) is None

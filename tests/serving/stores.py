@@ -28,7 +28,7 @@ class MemoryStore:
         self.seconds, self.broken, self.given_up = 0.0, False, 0
         self.state = Registered((USERS, HISTORY, ITEMS), "one", None)
 
-    #: As Redis: one key at a time may be read without a thread.
+    #: As Redis: it may be read without a thread.
     direct = True
 
     def registered(self, refresh: bool = False) -> Registered:
@@ -39,10 +39,10 @@ class MemoryStore:
         time.sleep(self.seconds)
         return self._found(view, keys)
 
-    async def read_soon(self, views: Sequence[View], key: str) -> list[Stored | None]:
-        self.reads.update((view.name, key) for view in views)
+    async def read_soon(self, views: Sequence[View], keys: Sequence[str]) -> list[list[Stored | None]]:
+        self.reads.update((view.name, key) for view in views for key in keys)
         await asyncio.sleep(self.seconds)
-        return [self._found(view, [key])[0] for view in views]
+        return [self._found(view, keys) for view in views]
 
     def give_up(self) -> None:
         self.given_up += 1

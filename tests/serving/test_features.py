@@ -113,12 +113,13 @@ def test_a_request_that_is_cancelled_says_nothing_of_the_store(store):
     assert (store.given_up, features.breaker.open) == (0, False)
 
 
-@pytest.mark.parametrize("user", ["u1", "nobody"])
-def test_a_store_that_needs_no_thread_gives_the_same(store, user):
+@pytest.mark.parametrize("users", [["u1"], ["nobody"], ["u2", "nobody", "u1", "u2"], []])
+def test_a_store_that_needs_no_thread_gives_the_same(store, users):
     items = ["i1", "i150", "none", "i99"]
+    store.rows["user_history"]["u2"] = Stored({"history_item_id": ["i1"]}, NOW)
     found = []
     for store.direct in (True, False):
-        found.append([gather(make_features(store), [user], asked) for asked in (items, [])])
+        found.append([gather(make_features(store), users, asked) for asked in (items, [])])
     for direct, threaded in zip(*found, strict=True):
         assert (direct.users, direct.items, direct.degraded) == (threaded.users, threaded.items, threaded.degraded)
 
