@@ -48,6 +48,9 @@ class Limits:
         mismatches: The most replayed rows of any feature that may differ from the offline join.
         auc: The least that the AUC within hours, weighted by judged rows, may be.
         calibration: The least and the most that expected over reported clicks may be.
+        rows: Judged rows from which on `auc` and `calibration` hold.
+        each: Clicks, and judged rows without one, from which on they hold. By chance alone expected over reported
+            clicks is off by about one part in the square root of their number.
     """
 
     psi: float | None = None
@@ -55,6 +58,8 @@ class Limits:
     mismatches: int | None = None
     auc: float | None = None
     calibration: tuple[float, float] | None = None
+    rows: int = 1000
+    each: int = 100
 
 
 def judge(dataset: str, log: Path | None, span: Span, replay: int) -> dict[str, Any]:
@@ -100,15 +105,28 @@ def breaches(found: dict[str, Any], limits: Limits) -> list[str]:
     degraded = _mean(hours, "degraded", "requests")
     if limits.degraded is not None and degraded is not None and degraded > limits.degraded:
         lines.append(f"{degraded:.1%} of the answers are degraded, at most {limits.degraded:.1%}")
-    auc = _mean(hours, "auc", "judged")
-    if limits.auc is not None and auc is not None and auc < limits.auc:
+    auc, wanting = _mean(hours, "auc", "judged"), too_few(found, limits)
+    if limits.auc is not None and auc is not None and "AUC" not in wanting and auc < limits.auc:
         lines.append(f"AUC within hours is {auc:.4f}, at least {limits.auc:g}")
     expected, clicks = (sum(hour[name] for hour in hours) for name in ("expected", "clicks"))
-    if limits.calibration is not None and clicks:
+    if limits.calibration is not None and clicks and "calibration" not in wanting:
         low, high = limits.calibration
         if not low <= expected / clicks <= high:
             lines.append(f"calibration is {expected / clicks:.3f}, {low:g} to {high:g}")
     return lines
+
+
+def too_few(found: dict[str, Any], limits: Limits) -> dict[str, str]:
+    """The figures with a limit that rest on too few labels to be held to it, and on how many they do."""
+    # Hours without a click, or with nothing else, have no AUC and so no part in its mean.
+    ordered = [hour for hour in found["hours"] if hour["auc"] is not None]
+    counted = {"AUC": (limits.auc, ordered), "calibration": (limits.calibration, found["hours"])}
+    wanting = {}
+    for name, (limit, hours) in counted.items():
+        rows, clicks = (sum(hour[count] for hour in hours) for count in ("judged", "clicks"))
+        if limit is not None and (rows < limits.rows or min(clicks, rows - clicks) < limits.each):
+            wanting[name] = f"{rows} rows with {clicks} clicks; at least {limits.rows}, and {limits.each} of each kind"
+    return wanting
 
 
 def _mean(hours: Sequence[dict[str, Any]], name: str, weight: str) -> float | None:

@@ -32,19 +32,25 @@ def monitor(
     calibration: Annotated[
         tuple[float, float] | None, typer.Option(help="The least and the most that the calibration may be.")
     ] = None,
+    min_rows: Annotated[int, typer.Option(help="Judged rows below which AUC and calibration break no limit.")] = 1000,
+    min_each: Annotated[int, typer.Option(help="The same of clicks, and of rows without one.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     workdir: Workdir = None,
 ) -> None:
     """Judge what was served: AUC and calibration by hour, drift by feature, degraded answers, and skew.
 
-    What lies beyond a limit is named, and the command then exits with 3.
+    What lies beyond a limit is named, and the command then exits with 3. AUC and calibration of too few rows are named
+    as such and break none.
     """
     enter(workdir)
-    from pipelines.monitoring import Limits, Span, breaches, judge, show
+    from pipelines.monitoring import Limits, Span, breaches, judge, show, too_few
 
     found = judge(dataset, log, Span(delay, recent, hours), replay)
-    beyond = breaches(found, Limits(max_psi, max_degraded, max_mismatches, min_auc, calibration))
-    print(json.dumps({**found, "beyond": beyond})) if as_json else show(found)
+    limits = Limits(max_psi, max_degraded, max_mismatches, min_auc, calibration, min_rows, min_each)
+    beyond, wanting = breaches(found, limits), too_few(found, limits)
+    print(json.dumps({**found, "beyond": beyond, "too_few": wanting})) if as_json else show(found)
+    for name, counts in wanting.items():
+        print(f"too few for a limit of {name}: {counts}", file=sys.stderr)
     for line in beyond:
         print(line, file=sys.stderr)
     raise typer.Exit(3 if beyond else 0)

@@ -229,7 +229,7 @@ def test_the_monitor_reads_what_the_service_writes_and_fails_loudly(objects):
     shown = tandem(command, "--help").stdout
     flags = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert all(flag in shown for flag in flags)
-    assert {"--log", "--max-psi", "--max-degraded", "--min-auc", "--calibration"} <= flags
+    assert {"--log", "--max-psi", "--max-degraded", "--min-auc", "--calibration", "--min-rows", "--min-each"} <= flags
 
 
 def test_the_alarm_is_about_the_monitor_that_there_is(objects):

@@ -59,12 +59,18 @@ def test_a_request_that_was_not_logged_is_said_to_be_so(answers, shop):
 
 def test_a_limit_that_is_broken_fails_the_command(answers, shop):
     arguments = ["--dataset", "shop", "--log", shop / "home/served/shop", "--hours", "1", "--replay", "0", "--json"]
+    # A click or two say next to nothing.
+    arguments += ["--delay", "0", "--calibration", "0.99", "1.01"]
     calm = tandem("monitor", *arguments, "--max-degraded", "1", home=shop / "home")
-    assert (calm.returncode, json.loads(calm.stdout)["beyond"]) == (0, []), calm.stderr
-    moved = tandem("monitor", *arguments, "--max-psi", "0.25", home=shop / "home")
+    told = json.loads(calm.stdout)
+    assert (calm.returncode, told["beyond"], set(told["too_few"])) == (0, [], {"calibration"}), calm.stderr
+    assert "too few for a limit of calibration" in calm.stderr
+    few = ["--min-rows", "1", "--min-each", "1"]
+    moved = tandem("monitor", *arguments, "--max-psi", "0.25", *few, home=shop / "home")
     assert moved.returncode == 3, moved.stderr
-    (line,) = (line for line in json.loads(moved.stdout)["beyond"] if line.startswith("PSI of device is"))
-    assert line in moved.stderr
+    for begin in ("PSI of device is", "calibration is"):
+        (line,) = (line for line in json.loads(moved.stdout)["beyond"] if line.startswith(begin))
+        assert line in moved.stderr
 
 
 def test_what_was_served_is_judged(answers, shop):
