@@ -247,7 +247,7 @@ class Vocabulary:
         )
         return mine == theirs
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the raw columns that `encode` reads."""
         events = [column for name, _ in self.history for column in raw_columns(name)]
@@ -262,8 +262,12 @@ class Vocabulary:
         rows = self._rows(columns)
         ids = np.empty((rows, self.layout.width), dtype=np.int64)
         for slots, field in zip(self.layout.fields, self.fields, strict=True):
-            codes = field.encode(columns[field.column]).reshape(rows, slots.width)
-            ids[:, slots.start : slots.stop] = _global(codes, slots)
+            codes = field.encode(columns[field.column])
+            if field.kind is Kind.MULTI:
+                ids[:, slots.start : slots.stop] = _global(codes, slots)
+            else:  # one code each, and no empty slots: the service does this for every request's one row
+                ids[:, slots.start] = codes
+                ids[:, slots.start] += slots.offset
         for slots, (name, length) in zip(self.layout.history, self.history, strict=True):
             if name in DERIVED:
                 codes = derived_codes(name, columns, length)

@@ -113,72 +113,113 @@ class SplitAttention(nn.Module):
     What a row gathers from the fields of its own side is one weighted mean with the logarithm of a weight (the sum of
     their exponentials): the softmax over all fields is the one over that mean and the other side's fields. So the
     request's rows look at each item's fields and at one mean of their own, and an item's rows the other way round.
+
+    What items' rows meet of a request are matrices made of few rows and many zeros. Each is laid out by one look-up of
+    rows: a request of few items costs what its small operators do.
     """
+
+    of_head: Tensor
+    at_known: Tensor
+    at_to_request: Tensor
+    at_to_item: Tensor
+    at_apart: Tensor
+    at_values: Tensor
 
     def __init__(self, layer: InteractingLayer, sides: Sides) -> None:
         super().__init__()
-        self.layer, self.sides, self.heads = MergedLayer(layer), sides, layer.heads
+        self.layer, self.heads = MergedLayer(layer), layer.heads
+        self.sides, self.fields, self.others = sides, len(sides.request), len(sides.item)
+        fields, others, heads, attention = self.fields, self.others, self.heads, layer.project.out_features // 4
+        # Of a request's rows: the scores' other halves by head, values, residuals.
+        halves = [part.T for part in self.layer.score.chunk(heads, 1)]
+        value = torch.stack(self.layer.value.chunk(heads)).sum(0)
+        self.project = nn.Parameter(torch.cat([*halves, value, self.layer.residual], dim=1).detach())
+        self.register_buffer("of_head", (torch.arange(attention) * heads // attention == _column(heads)).float())
 
-    def alone(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of one side's rows [n, f, width]: log weights [n, f, heads], means, values by head, and residuals.
+        # Of the request's rows by head, of their other halves, then a row of zeros: for each logit one of each field's.
+        zero = 2 * fields * heads
+        own = torch.arange(fields * heads).reshape(fields, heads)
+        to_request = torch.full((fields, heads, 1 + others, others), zero)
+        to_item = torch.full((others, heads, 1 + fields, others), zero)
+        for other in range(others):
+            to_request[:, :, 1 + other, other] = own
+            to_item[other, :, 1:, other] = own.T + zero // 2
+        # Of the means by head, then of the values, then a row of zeros.
+        apart = torch.full((fields, heads, fields), zero)
+        for field in range(fields):
+            apart[field, :, field] = own[field]
+        values = torch.full((heads, 1 + fields), zero)
+        values[:, 1:] = own.T + zero // 2
+        known = torch.full((fields, heads, 1 + others), fields * heads)
+        known[:, :, 0] = own
+        looked = {"to_request": to_request, "to_item": to_item, "apart": apart, "values": values, "known": known}
+        for name, places in looked.items():
+            self.register_buffer(f"at_{name}", places.flatten())
 
-        Means and residuals are [n, f, attention_dim]; values are [n, heads, 1 + f, attention_dim], zero in the other
-        heads' columns, and their first row, which stands for the mean, is zero altogether.
+    def item(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Parts of items' rows [n, f, width]: rows, log weights, means, values, residuals.
+
+        Rows are [n, f * width]. Log weights are [n, f * heads * (1 + request fields)], zero but for the first of each
+        head. Means and residuals are [n, f, attention_dim]. Values are [n, heads * (1 + f), attention_dim], zero in the
+        other heads' columns, and each head's first row, which stands for the mean, is zero altogether.
         """
         count, fields, _ = rows.shape
         scores = self.layer.scores(rows)
-        mixed = (torch.softmax(scores, dim=-1) @ rows).reshape(count, fields, -1)
-        weights = torch.logsumexp(scores, dim=-1).reshape(count, fields, self.heads)
+        means = (torch.softmax(scores, dim=-1) @ rows).reshape(count, fields, -1) @ self.layer.value
+        weights = functional.pad(torch.logsumexp(scores, dim=-1).unsqueeze(-1), (0, self.fields)).flatten(1)
         by_head = torch.stack([rows @ part for part in self.layer.value.chunk(self.heads)], dim=1)
-        values = functional.pad(by_head, (0, 0, 1, 0))
-        return weights, mixed @ self.layer.value, values, rows @ self.layer.residual
+        values = functional.pad(by_head, (0, 0, 1, 0)).flatten(1, 2)
+        return rows.flatten(1), weights, means, values, rows @ self.layer.residual
 
-    def item(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Parts of items' rows [n, item fields, width]: rows and log weights, means, values, residuals."""
-        weights, means, values, residual = self.alone(rows)
-        return torch.cat([rows.flatten(1), weights.flatten(1)], dim=1), means, values.flatten(1, 2), residual
-
-    def forward(self, rows: Tensor, keys: Tensor, means: Tensor, values: Tensor, residual: Tensor) -> Tensor:
+    def forward(
+        self, rows: Tensor, keys: Tensor, weights: Tensor, means: Tensor, values: Tensor, residual: Tensor
+    ) -> Tensor:
         """Interacted rows [n, F, attention_dim] of a request's rows [1, request fields, width] and items' parts."""
-        own = self.alone(rows)
-        request = self._request(rows, own, keys, values)
-        item = self._item(rows, own, keys, means)
-        return torch.relu(self.sides.join(request, item + residual))
+        rows = rows.squeeze(0)
+        width, attention = rows.shape[1], residual.shape[2]
+        own = rows @ self.layer.score
+        halves, value, own_residual = torch.split(
+            rows @ self.project, [self.heads * width, attention, attention], dim=1
+        )
+        own, zeros = own.reshape(-1, width), rows.new_zeros(1, max(width, attention))
+        turned = torch.cat([own, halves.reshape(-1, width), zeros[:, :width]])
+        scores = own @ rows.T
+        mean = (torch.softmax(scores, dim=-1) @ rows).reshape(self.fields, -1) @ self.layer.value
+        by_head = torch.stack([mean, value]).unsqueeze(2) * self.of_head
+        gathered = torch.cat([by_head.reshape(-1, attention), zeros[:, :attention]])
+        known = torch.cat([torch.logsumexp(scores, dim=-1), zeros[0, :1]]).index_select(0, self.at_known)
+        request = self._request(known, turned, gathered, own_residual, keys, values)
+        item = self._item(turned, gathered, keys, weights, means, residual)
+        return torch.relu(self.sides.join(request, item))
 
-    def _request(self, rows: Tensor, own: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> Tensor:
+    def _request(
+        self, known: Tensor, turned: Tensor, gathered: Tensor, residual: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
         """What the request's rows gather, and their residuals, [n, request fields, attention_dim]."""
-        weights, means, _, residual = own
-        fields, others, heads = len(self.sides.request), len(self.sides.item), self.heads
-        # Logits of an item are linear in its rows: [others * width (+ log weights), fields * heads * (1 + others)].
-        turned = (rows[0] @ self.layer.score).reshape(fields, heads, -1).permute(2, 0, 1)
-        each = turned.unsqueeze(0).unsqueeze(-1) * torch.eye(others).reshape(others, 1, 1, 1, others)
-        matrix = functional.pad(each, (1, 0)).reshape(others * rows.shape[2], -1)
-        matrix = functional.pad(matrix, (0, 0, 0, others * heads))
-        known = functional.pad(weights[0].unsqueeze(-1), (0, others)).flatten()
-        logits = torch.addmm(known, keys, matrix).reshape(-1, fields * heads, 1 + others)
-        shares = torch.softmax(logits, dim=-1)
+        met = turned.index_select(0, self.at_to_request).reshape(known.shape[0], -1)
+        logits = torch.addmm(known, keys, met.T)
+        shares = torch.softmax(logits.reshape(-1, self.fields * self.heads, 1 + self.others), dim=-1)
         # The request's own means and residuals are the same for every item: one product for all of them.
-        apart = means[0].reshape(fields, heads, 1, -1) * torch.eye(heads).reshape(1, heads, heads, 1)
-        apart = apart.reshape(fields, heads, 1, 1, -1) * torch.eye(fields).reshape(fields, 1, 1, fields, 1)
-        apart = functional.pad(apart, (0, 0, 0, 0, 0, others)).reshape(fields * heads * (1 + others), -1)
-        gathered = torch.addmm(residual.flatten(), shares.flatten(1), apart).reshape(keys.shape[0], fields, -1)
-        return gathered + shares.reshape(keys.shape[0], fields, heads * (1 + others)) @ values
+        apart = gathered.index_select(0, self.at_apart).reshape(self.fields * self.heads, -1)
+        own = torch.addmm(residual.flatten(), shares[..., :1].flatten(1), apart)
+        by_field = shares.reshape(-1, self.fields, self.heads * (1 + self.others))
+        return own.reshape(by_field.shape[0], self.fields, -1) + by_field @ values
 
-    def _item(self, rows: Tensor, own: tuple[Tensor, ...], keys: Tensor, means: Tensor) -> Tensor:
-        """What the items' rows gather, [n, item fields, attention_dim]."""
-        fields, others, heads = len(self.sides.item), len(self.sides.request), self.heads
-        width = rows.shape[2]
-        turned = (rows[0] @ torch.cat([part.T for part in self.layer.score.chunk(heads, 1)], dim=1)).T
-        turned = turned.reshape(heads, width, others).transpose(0, 1)  # [width, heads, others]
-        each = turned.reshape(1, width, 1, heads, others) * torch.eye(fields).reshape(fields, 1, fields, 1, 1)
-        matrix = functional.pad(each, (1, 0)).reshape(fields * width, -1)
-        # The log weights lie behind the rows among the keys, and pass as they are.
-        passed = functional.pad(torch.eye(fields * heads).unsqueeze(-1), (0, others)).reshape(fields * heads, -1)
-        logits = (keys @ torch.cat([matrix, passed])).reshape(-1, fields, heads, 1 + others)
-        shares = torch.softmax(logits, dim=-1)
-        gathered = shares.reshape(-1, heads * (1 + others)) @ own[2].flatten(1, 2)[0]
-        of_own: Tensor = shares[..., :1] * means.unflatten(2, (heads, -1))  # type: ignore[no-untyped-call]
-        return gathered.reshape(of_own.shape[0], fields, -1) + of_own.flatten(2)
+    def _item(
+        self, turned: Tensor, gathered: Tensor, keys: Tensor, weights: Tensor, means: Tensor, residual: Tensor
+    ) -> Tensor:
+        """What the items' rows gather, and their residuals, [n, item fields, attention_dim]."""
+        met = turned.index_select(0, self.at_to_item).reshape(weights.shape[1], -1)
+        logits = torch.addmm(weights, keys, met.T)
+        shares = torch.softmax(logits.reshape(-1, self.others, self.heads, 1 + self.fields), dim=-1)
+        by_row = shares.reshape(-1, self.heads * (1 + self.fields))
+        own = by_row @ gathered.index_select(0, self.at_values) + residual.flatten(0, 1)
+        of_own: Tensor = shares[..., :1] * means.unflatten(2, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return own.reshape(of_own.shape[0], self.others, -1) + of_own.flatten(2)
+
+
+def _column(count: int) -> Tensor:
+    return torch.arange(count).unsqueeze(1)
 
 
 class FoldedAutoInt(Folding):
