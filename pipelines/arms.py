@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.dataset.errors import UserError
-from pipelines.settings import Backbone, Method, RunSettings, validated
+from pipelines.settings import BACKBONES, Backbone, Method, RunSettings, validated
 
 BUILT_IN = Path(__file__).with_name("arms.yaml")
 #: What the comparison itself decides, alike for every arm.
 COMMON = ("dataset", "backbone", "seed", "run_id", "method", "evaluate", "validate", "gate", "shards")
+#: Settings of a run that a comparison takes from its flags and arms, or has no use for, and what to write instead.
+NOT_SET = {
+    "dataset": "write --dataset",
+    "backbone": "write --backbones",
+    "seed": "write --seeds",
+    "method": "each arm says its own; write --arms",
+    "window": "a comparison reads the whole log; remove it",
+    "warm_start": "a comparison trains every arm anew; remove it",
+}
 
 
 class Arm(BaseModel):
@@ -39,6 +48,7 @@ class Arm(BaseModel):
         taken = sorted(set(self.settings) & set(COMMON))
         if taken:
             raise UserError(f"arm '{self.name}': {', '.join(taken)} is the same for all arms; give it to the command")
+        refuse_not_set(self.settings, self.name)
         try:
             own = {"method": self.method} | ({"backbone": self.backbone} if self.backbone else {})
             return validated(_laid_over(common, self.settings) | own)
@@ -55,22 +65,51 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def refuse_not_set(settings: Mapping[str, Any], arm: str | None = None) -> None:
+    """Refuse settings that would decide nothing in a comparison; of an arm where one is named.
+
+    Raises:
+        UserError: there is one.
+    """
+    where = f"arm '{arm}'" if arm else "--set or --config"
+    for name, instead in NOT_SET.items():
+        if name in settings:
+            raise UserError(f"{where}: {name}: {instead}")
+
+
 def pick_arms(names: Sequence[str], file: Path | None = None) -> list[Arm]:
     """The arms of these names, in this order, from the file and from those that are built in.
 
     Raises:
-        UserError: a name is unknown or given twice, or the file does not describe arms.
+        UserError: there is none, a name is unknown or given twice, or the file does not describe arms.
     """
     known = read_arms(BUILT_IN) | (read_arms(file) if file is not None else {})
+    return [known[name] for name in _picked("--arms", "arm", names, known, ", or give --arms-file")]
+
+
+def pick_backbones(names: Sequence[str]) -> tuple[str, ...]:
+    """The backbones of a comparison as they were named.
+
+    Raises:
+        UserError: there is none, or a name is unknown or given twice.
+    """
+    return tuple(_picked("--backbones", "backbone", names, BACKBONES))
+
+
+def _picked(flag: str, what: str, names: Sequence[str], known: Iterable[str], more: str = "") -> Sequence[str]:
+    """The names that a flag was given, all of them known and each there once."""
+    every = list(known)
+    if not names:
+        raise UserError(f"{flag} names none; write one or more of {', '.join(every)}{more}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"--arms: {', '.join(twice)} is named twice")
+        raise UserError(f"{flag}: {', '.join(twice)} is named twice")
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in every:
+            near = difflib.get_close_matches(name, every, n=1)
             guess = f"did you mean '{near[0]}'? " if near else ""
-            raise UserError(f"--arms: no arm '{name}'; {guess}write one of {', '.join(known)}, or give --arms-file")
-    return [known[name] for name in names]
+            raise UserError(f"{flag}: no {what} '{name}'; {guess}write one of {', '.join(every)}{more}")
+    return names
 
 
 def read_arms(path: Path) -> dict[str, Arm]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from components.dataset.errors import UserError
 from components.run import aside, home, write_json
-from pipelines.arms import Arm
+from pipelines.arms import Arm, refuse_not_set
 from pipelines.local import prepare
 from pipelines.settings import RunSettings, validated
 from pipelines.trials import Store, Task, make_embeddings, make_training_set, plan_trial, tasks_of
@@ -76,6 +76,7 @@ def compare(request: Request, tell: Callable[[str], None] = log.info) -> Compari
     from pipelines.findings import Measured, draw, find, table
 
     _quiet()
+    refuse_not_set(request.common)
     dataset = prepare(request.dataset)
     store = Store(home() / "comparisons")
     settings = validated({**request.common, "dataset": dataset})

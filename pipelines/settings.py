@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -48,6 +48,7 @@ Backbone = Literal[
     "wide_deep",
     "xdeepfm",
 ]
+BACKBONES: tuple[str, ...] = get_args(Backbone)
 
 
 def _window(text: str) -> str:

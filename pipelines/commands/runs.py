@@ -118,14 +118,14 @@ def compare(
     What is finished is kept: a comparison that was stopped goes on where it was, and a new one trains only what is new.
     """
     enter(workdir)
-    from pipelines.arms import pick_arms
+    from pipelines.arms import pick_arms, pick_backbones
     from pipelines.compare import Request, compare
     from pipelines.settings import assigned
 
     request = Request(
         dataset=dataset,
         arms=tuple(pick_arms(_names(arms), arms_file)),
-        backbones=tuple(_names(backbones)),
+        backbones=pick_backbones(_names(backbones)),
         seeds=tuple(range(1, seeds + 1)),
         common=assigned(content_of(config), assignments or []),
         part=part.value,

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
-from pipelines.arms import Arm, pick_arms, read_arms
+from pipelines.arms import Arm, pick_arms, pick_backbones, read_arms
 from pipelines.compare import Request, carry_out, compare
 from pipelines.findings import over_seeds, spread
 from pipelines.settings import RunSettings, assigned
@@ -285,6 +285,7 @@ def test_an_arm_lies_over_the_common_settings():
     [
         ("a: {settings: {align: {temprature: 1}}}", ["a", "temprature", "temperature"]),
         ("a: {settings: {seed: 3}}", ["a", "seed", "same for all arms"]),
+        ("a: {settings: {warm_start: true}}", ["arm 'a'", "warm_start", "remove it"]),
         ("a: {method: magic}", ["arms.yaml", "method"]),
         ("a: {backbone: magic}", ["arms.yaml", "backbone"]),
         ("a: {colour: red}", ["arms.yaml", "colour"]),
@@ -307,8 +308,35 @@ def test_unknown_and_doubled_names_are_refused(tmp_path):
         pick_arms(["cosin"])
     with pytest.raises(UserError, match="twice"):
         pick_arms(["ctrl", "ctrl"])
+    with pytest.raises(UserError, match="--arms names none; write one or more of collaborative, ctrl"):
+        pick_arms([])
     with pytest.raises(UserError, match="no such file"):
         pick_arms(["ctrl"], tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "--backbones names none"),
+        (["dcn", "dcn"], "--backbones: dcn is named twice"),
+        (["autoimt"], "--backbones: no backbone 'autoimt'; did you mean 'autoint'"),
+    ],
+)
+def test_wrong_backbones_are_refused_by_the_flags_name(names, said):
+    assert pick_backbones(["dcn", "autoint"]) == ("dcn", "autoint")
+    with pytest.raises(UserError, match=said):
+        pick_backbones(names)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("seed=3", "--seeds"), ("backbone=dcn", "--backbones"), ("method=ctrl", "--arms"), ("window=all", "whole log")],
+)
+def test_what_a_comparison_would_not_heed_is_refused(tmp_path, setting, said):
+    (tmp_path / "arms.yaml").write_text("{}")
+    with pytest.raises(UserError, match=f"--set or --config: {setting.split('=')[0]}: .*{said}"):
+        compared(tmp_path, setting, arms=("collaborative",))
+    assert not (tmp_path / "home").exists()
 
 
 # --- tests over seeds --------------------------------------------------------------------------------------------
