@@ -18,12 +18,16 @@ Codes = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Chunk:
-    """The different texts of some rows, with spans, tokens [u] and what cutting them took, and each row's text."""
+    """The different texts of some rows, with spans, tokens [u] and what cutting them took, and each row's text.
+
+    `dropped` [n] are the titles of each row's history that gave way, where the rows have one and tokens are counted.
+    """
 
     unique: Sentences
     codes: npt.NDArray[np.int64]
     tokens: Counts | None = None
     lost: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    dropped: Counts | None = None
 
 
 def first_rows(texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -74,24 +74,29 @@ class Renderer:
         sides = ["user", "item"] + (["context"] if any(f.side == "context" for f in self.fields("row")) else [])
         said = {side: self._sentence(side, table) for side in sides}
         estimate = self.tokens.together([sentences.texts for sentences in said.values()]) if self.tokens else None
-        name = self.history_column(table.column_names)
+        name, dropped = self.history_column(table.column_names), None
         if name is not None:
-            words, estimate = self._history(History.of(column_of(table, name)), estimate)
+            words, estimate, dropped = self._history(History.of(column_of(table, name)), estimate)
             said["user"] = self._sentence("user", table, words)
         sentences = reduce(follow, said.values())
         codes, first = first_rows(sentences.texts)
-        return self._cut(sentences.take(first), codes, None if estimate is None else estimate[first])
+        chunk = self._cut(sentences.take(first), codes, None if estimate is None else estimate[first])
+        return replace(chunk, dropped=dropped)
 
-    def _history(self, history: History, estimate: Counts | None) -> tuple[Strings, Counts | None]:
-        """The history's words [n] and, with `estimate` for the rest of the text, the tokens of the whole."""
-        keep = np.minimum(history.counts, self.settings.history_items)
+    def _history(self, history: History, estimate: Counts | None) -> tuple[Strings, Counts | None, Counts | None]:
+        """The history's words [n] and, with `estimate` for the rest of the text, the whole's tokens and what gave way.
+
+        The last are the titles [n] that did not fit.
+        """
+        asked = keep = np.minimum(history.counts, self.settings.history_items)
         if self.tokens is None or estimate is None:
-            return history.words(keep), None
+            return history.words(keep), None, None
         titles = self.tokens.each([f"{JOIN.strip()} {title}" for title in history.titles.to_pylist()])
         opening = int(self.tokens.each([f", {self._before_history()}"])[0]) - 1
         tokens = estimate + history.tokens(keep, titles) + opening * (keep > 0)
         keep = history.shortened(keep, np.maximum(tokens - self.settings.max_tokens, 0), titles)
-        return history.words(keep), estimate + history.tokens(keep, titles) + opening * (keep > 0)
+        whole = estimate + history.tokens(keep, titles) + opening * (keep > 0)
+        return history.words(keep), whole, asked - keep
 
     def _before_history(self) -> str:
         form = FORMS[self.settings.form]

@@ -16,7 +16,7 @@ from components.dataset.spec import LABEL, DatasetSpec
 from components.dataset.splits import PARTS
 from components.dataset.training_set import TrainingSet
 from components.prompt_transform.collect import Collected, Collector
-from components.prompt_transform.lengths import Tokens, distribution
+from components.prompt_transform.lengths import Counts, Tokens, distribution
 from components.prompt_transform.lint import refuse_leaks, said_fields
 from components.prompt_transform.render import Renderer, column_of
 from components.prompt_transform.settings import PromptSettings
@@ -75,6 +75,7 @@ class Tally:
         self.parts: dict[str, int] = dict.fromkeys(PARTS, 0)
         self.there: dict[str, int] = {}
         self.unspoken: dict[str, set[str]] = {}
+        self.shortened: dict[str, int] | None = None
 
     def add(self, part: str, table: pa.Table) -> None:
         """Count the values of some rows; an empty list is no value."""
@@ -86,6 +87,20 @@ class Tally:
         for field in (field for side in self.renderer.sides for field in self.renderer.fields(side)):
             found = unspoken_codes(field, column_of(table, field.table_column))
             self.unspoken.setdefault(field.name, set()).update(found)
+
+    def drop(self, titles: Counts | None) -> None:
+        """Count the titles [n] that did not fit into the texts of some rows; None where no history is said."""
+        if titles is not None:
+            before = self.shortened or {"rows": 0, "titles": 0}
+            found = {"rows": int((titles > 0).sum()), "titles": int(titles.sum())}
+            self.shortened = {name: before[name] + found[name] for name in found}
+
+    @property
+    def history(self) -> dict[str, Any] | None:
+        """The rows whose history gave way to the rest of the text, their share, and the titles that it lost."""
+        if self.shortened is None:
+            return None
+        return {**self.shortened, "rate": round(self.shortened["rows"] / max(self.rows, 1), 4)}
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -105,6 +120,7 @@ def _collect(data: TrainingSet, renderer: Renderer, columns: list[str]) -> tuple
             tally.add(part, table.select(columns))
             for side, chunk in renderer.chunks(table):
                 collectors[side].add(part, chunk)
+                tally.drop(chunk.dropped)
     return collectors, tally
 
 
@@ -124,6 +140,7 @@ def _report(renderer: Renderer, tally: Tally, sides: dict[str, Collected]) -> di
         "unspoken_codes": {name: sorted(values)[:10] for name, values in tally.unspoken.items() if values},
         "tokens": {name: distribution(side.tokens) for name, side in sides.items() if side.tokens is not None},
         "truncated": {name: _truncated(side) for name, side in sides.items() if side.tokens is not None},
+        "shortened_histories": tally.history,
         "examples": {name: side.table["text"][:EXAMPLES].to_pylist() for name, side in sides.items()},
     }
 

@@ -209,6 +209,7 @@ def test_token_lengths_are_counted(tmp_path, bert):
     assert report["tokens"]["user"]["max"] == max(counts[:2]) and report["tokens"]["item"]["max"] == max(counts[2:])
     assert sum(report["tokens"]["user"]["histogram"]["counts"]) == 2
     assert report["truncated"]["user"] == {"texts": 0, "rate": 0.0, "fields": {}}
+    assert report["shortened_histories"] is None
 
 
 def test_long_texts_are_cut_at_a_whole_token_and_reported(tmp_path, bert):
@@ -234,6 +235,9 @@ def test_history_gives_way_before_the_item_does(tmp_path, bert):
     )
     assert report["truncated"]["row"]["texts"] == 0
     assert report["tokens"]["row"]["max"] == tokens_in(bert, texts_of(short)[0])
+    # The one row stands in all three parts.
+    assert report["shortened_histories"] == {"rows": 3, "titles": 6, "rate": 1.0}
+    assert whole.report["shortened_histories"] == {"rows": 0, "titles": 0, "rate": 0.0}
 
 
 def test_sums_over_pieces_are_used_only_where_they_are_right(bert):

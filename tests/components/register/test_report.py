@@ -50,6 +50,7 @@ def pieces(tmp_path, made):
         "texts": {"user": 6},
     }
     more = {"coverage": {"job": 0.9}, "truncated": {"user": {"texts": 1}}, "left_out": ["device"], "tokens": tokens}
+    more["shortened_histories"] = {"rows": 3000, "titles": 7001, "rate": 0.25}
     write_json(tmp_path / "prompts" / "report.json", {**said, **more, "examples": {"user": ["This is <a> user."]}})
     found = {"rows": 8, "loss": 6.1, "retrieval_by_text": 0.01, "verdict": "healthy", "reasons": []}
     health = {"verdict": "collapsed", "reasons": ["the text side spans 1.0 dimensions in effect"], "before": found}
@@ -125,6 +126,8 @@ def test_every_piece_has_its_section(pieces, bundle):
     assert anchors.outside == ["file:///runs/r1/docs/index.html"]
     assert '<td>loss</td><td class="n">6.1000</td><td class="n">4.2500</td>' in html
     assert "The text side spans 1.0 dimensions in effect" in html
+    assert "3,000 rows (25.0&nbsp;%) say less of their history than asked for" in html
+    assert "into 256 tokens: 7,001 older titles are left out" in html
     assert "5 texts from the cache" in html
     assert "2.5 GPU-seconds, 0.5 were spent" in html
 
