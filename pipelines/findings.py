@@ -18,6 +18,7 @@ from components.evaluate.settings import EvaluateSettings
 from components.evaluate.slices import Mask, slices
 from components.evaluate.step import bayes_probabilities
 from components.evaluate.summary import summarise
+from components.objectives.health import HEALTHY
 from components.register.charts import Axis, Bar, bars, intervals
 from components.training import metrics
 from components.training.metrics import Floats
@@ -28,6 +29,8 @@ Content = dict[str, Any]
 #: Slices that every table shows, and their titles.
 SHOWN = {"warm": "warm", "new_users": "new users", "new_items": "new items", "long_tail": "long tail"}
 OVERALL = ("auc", "logloss", "gauc", "calibration")
+#: Verdicts of an alignment that need no word; None: there was no alignment.
+FINE = (None, HEALTHY)
 #: The slices whose difference the paired tests and the plot look at.
 TESTED = (None, *SHOWN)
 
@@ -113,6 +116,7 @@ def _arm(measured: Measured, trials: Sequence[Trial], base: Sequence[Floats] | N
         "slices": sliced,
         "valid_auc": spread(seeds, [curve["history"][curve["best_epoch"] - 1]["valid_auc"] for curve in curves]),
         "epochs": dict(zip(map(str, seeds), (curve["best_epoch"] for curve in curves), strict=True)),
+        "alignment": dict(zip(map(str, seeds), (trial.alignment() for trial in trials), strict=True)),
         "seconds": spread(seeds, [trial.seconds() for trial in trials]),
         "encoding_seconds": trials[0].encoding_seconds(),
         "settings": trials[0].settings.model_dump(
@@ -197,7 +201,7 @@ def table(findings: Content) -> str:
         f"mean ± standard deviation over seeds; lift over '{base}', p of a paired t-test over seeds.",
         "",
     ]
-    parts = [title, _overall_table(arms), ["", "AUC by slice", ""], _slice_table(findings)]
+    parts = [title, _overall_table(arms), _unsound(arms), ["", "AUC by slice", ""], _slice_table(findings)]
     if any("lift" in arm for arm in arms.values()):
         parts += [["", "Lift by seed, DeLong's interval on the same rows", ""], _seed_table(arms)]
     return "\n".join(line for part in parts for line in part) + "\n"
@@ -223,6 +227,16 @@ def _overall_table(arms: Content) -> list[str]:
             ]
         )
     return _markdown(heads, lines)
+
+
+def _unsound(arms: Content) -> list[str]:
+    """A line on each arm whose alignment is not healthy by every seed."""
+    lines = []
+    for name, arm in arms.items():
+        found = [f"{verdict} (seed {seed})" for seed, verdict in arm["alignment"].items() if verdict not in FINE]
+        if found:
+            lines += ["", f"Alignment of {name}: {', '.join(found)}; health.json beside its checkpoint says why."]
+    return lines
 
 
 def _mean_of(by_seed: Content, key: str) -> float | None:

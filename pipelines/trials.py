@@ -92,6 +92,13 @@ class Trial:
         curve: dict[str, Any] = read_json(self.trained / "curve.json")
         return curve
 
+    def alignment(self) -> str | None:
+        """The verdict of its alignment's health report; None where it is not aligned with texts."""
+        if self.aligned is None:
+            return None
+        verdict: str = read_json(self.aligned / "health.json")["verdict"]
+        return verdict
+
     def seconds(self) -> float:
         """Seconds of this trial's own training, stage 1 included; texts and encodings are shared and not counted."""
         folders = [path for path in (self.trained, self.aligned, self.pretrained) if path]

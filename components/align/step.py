@@ -20,7 +20,7 @@ from components.dataset.training_set import SplitArrays, TrainingSet
 from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
 from components.objectives.contrastive import info_nce
-from components.objectives.health import report, retrieval_accuracy
+from components.objectives.health import HEALTHY, judge, report, retrieval_accuracy
 from components.run import read_json
 from components.training.checkpoints import continue_from, save_model
 from components.training.contrast import Contrast
@@ -88,6 +88,7 @@ class Alignment(Stage):
             "loss": float(info_nce(by_text, by_table, self.settings.temperature, same)),
             "retrieval_by_text": retrieval_accuracy(by_text, same),
             "retrieval_by_table": retrieval_accuracy(by_table, same),
+            "retrieval_by_chance": float(same.float().mean()),
         }
         return {"rows": len(rows), **found, **report(text, table)}
 
@@ -146,8 +147,8 @@ def align(
     that keeps the alignment on, or what was trained of the PLM. It begins with what was pre-trained, if anything.
 
     Returns:
-        The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, neighbours in words, and
-        what encoding cost.
+        The health report: `before`, `after`, the verdict (a Verdict), its reasons, neighbours in words, and what
+        encoding cost.
 
     Raises:
         UserError: the embeddings do not belong to the prompts, or are no numbers, another model was pre-trained, or the
@@ -181,19 +182,22 @@ def align(
     curve = work.train(progress)
     after = work.health()
     words = PromptSet.open(prompts).texts(["text"])["text"]
+    verdict, reasons = judge(before, after)
     health = {
-        "verdict": after["verdict"],
-        "reasons": after["reasons"],
+        "verdict": verdict,
+        "reasons": reasons,
         "before": before,
         "after": after,
         "neighbours": work.neighbours(words, NEIGHBOURS),
         "cache": encoded.meta["cache"],
     }
-    log.info(
-        "health: %s, retrieval %.3f by text and %.3f by table",
-        after["verdict"],
+    log.log(
+        logging.INFO if verdict == HEALTHY else logging.WARNING,
+        "health: %s, retrieval %.3f by text and %.3f by table%s",
+        verdict,
         after["retrieval_by_text"],
         after["retrieval_by_table"],
+        "".join(f"; {reason}" for reason in reasons),
     )
     # Projections of a PLM that was trained do not fit the frozen embeddings, on which a stage 2 would keep it up.
     beside = texts.save if isinstance(texts, LiveTexts) else work.contrast.save

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +13,13 @@ from torch.nn import functional
 #: Below these the representation has lost its dimensions or its rows have become one.
 MIN_EFFECTIVE_RANK = 2.0
 MAX_MEAN_COSINE = 0.98
+#: Hits above those of chance, in standard deviations of a rare event's count, from which they are no chance.
+CHANCE_DEVIATIONS = 3.0
+SIDES = ("text", "table")
+
+#: unaligned: neither side has collapsed, and yet they do not find each other.
+Verdict = Literal["healthy", "unaligned", "collapsed"]
+HEALTHY: Verdict = "healthy"
 
 
 def alignment(text: Tensor, table: Tensor) -> float:
@@ -49,8 +58,8 @@ def retrieval_accuracy(similarity: Tensor, same: Tensor) -> float:
 
 
 def report(text: Tensor, table: Tensor) -> dict[str, Any]:
-    """All measures of one set of paired vectors [N, d], with the verdict healthy or collapsed and its reasons."""
-    measures = {
+    """All measures of one set of paired vectors [N, d] but for retrieval, which needs their similarities."""
+    return {
         "alignment": alignment(text, table),
         "uniformity_text": uniformity(text),
         "uniformity_table": uniformity(table),
@@ -59,11 +68,30 @@ def report(text: Tensor, table: Tensor) -> dict[str, Any]:
         "mean_cosine_text": mean_cosine(text),
         "mean_cosine_table": mean_cosine(table),
     }
-    reasons = []
-    for side in ("text", "table"):
+
+
+def judge(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Verdict, list[str]]:
+    """The verdict on an alignment and its reasons, of its measures before and after; `rows` is N.
+
+    A side lies together from the beginning until training parts it: where it has not yet, the reason says so.
+    """
+    was, now = _collapses(before), _collapses(after)
+    if now:
+        return "collapsed", [f"{said}, as before the alignment" if name in was else said for name, said in now.items()]
+    chance, found = after["retrieval_by_chance"], (after["retrieval_by_text"], after["retrieval_by_table"])
+    if max(found) <= chance + CHANCE_DEVIATIONS * math.sqrt(chance / after["rows"]):
+        shares = " and ".join(f"{share:.2%} by {side}" for side, share in zip(SIDES, found, strict=True))
+        return "unaligned", [f"rows and texts find each other no better than by chance ({shares}; chance {chance:.2%})"]
+    return HEALTHY, []
+
+
+def _collapses(measures: Mapping[str, Any]) -> dict[str, str]:
+    """What has collapsed, in words, by a name."""
+    found = {}
+    for side in SIDES:
         rank, cosine = measures[f"effective_rank_{side}"], measures[f"mean_cosine_{side}"]
         if not rank >= MIN_EFFECTIVE_RANK:
-            reasons.append(f"the {side} side spans {rank:.1f} dimensions in effect")
+            found[f"rank {side}"] = f"the {side} side spans {rank:.1f} dimensions in effect"
         if not cosine <= MAX_MEAN_COSINE:
-            reasons.append(f"the {side} side's rows point the same way (mean cosine {cosine:.3f})")
-    return {**measures, "verdict": "collapsed" if reasons else "healthy", "reasons": reasons}
+            found[f"cosine {side}"] = f"the {side} side's rows point the same way (mean cosine {cosine:.3f})"
+    return found

@@ -19,7 +19,7 @@ from components.models.base import BackboneConfig, CollaborativeModel
 from components.models.registry import build_backbone, reads_history
 from components.models.tuning import save_learnt
 from components.objectives.contrastive import equal_pairs
-from components.objectives.health import report, retrieval_accuracy
+from components.objectives.health import HEALTHY, judge, report, retrieval_accuracy
 from components.objectives.masks import TableMask
 from components.reconstruct.heads import Heads
 from components.reconstruct.settings import ReconstructSettings
@@ -176,13 +176,14 @@ class Reconstruction(Stage):
     def _compared(self, rows: Tensor, text: Tensor, table: Tensor, words: Any) -> dict[str, Any]:
         """How sound the common space is: of use where the contrast was learnt."""
         if ICL not in self.tasks:
-            return {"verdict": "healthy", "reasons": [], "neighbours": []}
+            return {"neighbours": []}
         same = self._same("valid", rows, rows)
         same = torch.eye(len(rows), dtype=torch.bool, device=self.device) if same is None else same
         by_table = table @ text.T
         found = {
             "retrieval_by_text": retrieval_accuracy(by_table.T, same),
             "retrieval_by_table": retrieval_accuracy(by_table, same),
+            "retrieval_by_chance": float(same.float().mean()),
         }
         shown = torch.linspace(0, len(rows) - 1, min(NEIGHBOURS, len(rows)), device=self.device).long()
         nearest = by_table[shown].argmax(1)
@@ -230,7 +231,7 @@ def reconstruct(
     time. Nothing of the PLM and none of the heads goes into the model. Beside it lies what was trained of the PLM.
 
     Returns:
-        The health report: `before`, `after`, the verdict healthy or collapsed, its reasons, neighbours in words.
+        The health report: `before`, `after`, the verdict (a Verdict), its reasons, neighbours in words.
 
     Raises:
         UserError: there are no prompts, or the PLM cannot be had, or knows no token for a hidden word, or the champion
@@ -258,10 +259,12 @@ def reconstruct(
     work.go_on(progress)
     curve = work.train(progress)
     after = work.health(words)
-    told = {name: after.pop(name) for name in ("verdict", "reasons", "neighbours")}
+    verdict, reasons = judge(before, after) if ICL in work.tasks else (HEALTHY, [])
+    told = {"verdict": verdict, "reasons": reasons, "neighbours": after.pop("neighbours")}
     health: dict[str, Any] = {**told, "before": before, "after": after}
     moved = ", ".join(f"{task} {before[task]:.3f} to {after[task]:.3f}" for task in work.tasks)
-    log.info("health: %s; on validation rows %s", told["verdict"], moved)
+    level = logging.INFO if verdict == HEALTHY else logging.WARNING
+    log.log(level, "health: %s; on validation rows %s", "; ".join([verdict, *reasons]), moved)
     named = {"plm": settings.plm.name, "plm_revision": settings.plm.revision, "plm_digest": reader.digest}
     meta = {"seed": seed, "settings": settings.model_dump(mode="json"), **named, "rows": len(rows)}
     meta |= {"champion": began_with}

@@ -17,7 +17,7 @@ from components.dataset.errors import UserError
 from components.dataset.training_set import TrainingSet
 from pipelines.arms import Arm, pick_arms, pick_backbones, read_arms
 from pipelines.compare import Request, carry_out, compare
-from pipelines.findings import over_seeds, spread
+from pipelines.findings import over_seeds, spread, table
 from pipelines.settings import RunSettings, assigned
 from pipelines.trials import Store, Task, plan_trial
 from tests.pipelines.shop import QUICK, QUICKLY, tandem, write_shop, write_spec
@@ -122,6 +122,22 @@ def test_lift_is_paired_and_selection_reads_no_test_row(shop):
     assert f"{arm['auc']['mean']:.4f} ± {arm['auc']['sd']:.4f}" in markdown
     assert Path(found["paths"]["plot"]).read_text().startswith("<svg")
     assert json.loads(Path(found["paths"]["json"]).read_text())["arms"] == found["arms"]
+
+
+def test_an_unsound_alignment_is_named_beside_the_table(shop):
+    folder, found, _ = shop
+    store = folder / "home" / "comparisons"
+    told = {
+        json.loads((path / "config.json").read_text())["meta"]["seed"]: path for path in (store / "aligned").iterdir()
+    }
+    verdicts = {str(seed): json.loads((told[seed] / "health.json").read_text())["verdict"] for seed in sorted(told)}
+    assert found["arms"]["short"]["alignment"] == verdicts
+    assert found["arms"]["collaborative"]["alignment"] == {"1": None, "2": None}
+    arms = {name: {**arm, "alignment": {"1": "healthy", "2": "collapsed"}} for name, arm in found["arms"].items()}
+    said = table({**found, "arms": arms})
+    assert "Alignment of short: collapsed (seed 2); health.json" in said
+    sound = {name: {**arm, "alignment": {"1": "healthy", "2": None}} for name, arm in found["arms"].items()}
+    assert "Alignment of" not in table({**found, "arms": sound})
 
 
 def test_it_goes_on_where_it_was_stopped(shop):

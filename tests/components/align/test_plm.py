@@ -117,6 +117,11 @@ def test_a_trained_plm_is_kept_beside_the_model_and_not_in_it(inputs, tmp_path, 
     weights = load_file(str(tmp_path / "out" / "model.safetensors"))
     assert not any("lora" in name or "encoder" in name for name in weights)
     assert not (tmp_path / "out" / "heads.safetensors").exists()
+    # Stage 2 goes on from the collaborative half: at a rate of next to nothing its rows stay what they were.
+    still = FinetuneSettings(epochs=1, learning_rate=1e-9)
+    finetune(paths[0], tmp_path / "still", "ctrl", "autoint", CONFIG, still, 1, tmp_path / "out")
+    tuned = load_file(str(tmp_path / "still" / "model.safetensors"))
+    torch.testing.assert_close(tuned["embedding.table.weight"], weights["embedding.table.weight"])
     kept_up = FinetuneSettings(epochs=1, auxiliary={"weight": 0.1})
     rest = paths[0], tmp_path / "tuned", "ctrl", "autoint", CONFIG, kept_up, 1, tmp_path / "out", paths[1], paths[2]
     with pytest.raises(UserError, match="trained its PLM"):

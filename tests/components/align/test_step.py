@@ -128,6 +128,16 @@ def test_texts_that_say_nothing_cannot_be_found(inputs, tmp_path):
     assert any("text" in reason for reason in health["reasons"])
 
 
+def test_an_alignment_that_learnt_nothing_is_no_healthy_one(inputs, tmp_path, caplog):
+    """At a rate of next to nothing the table stays where it began, all rows together; and that is said."""
+    still = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-9, "warmup_from": 1e-9})
+    health = aligned(inputs, tmp_path / "out", settings=still)
+    assert health["verdict"] == "collapsed"
+    assert all("the table side" in reason and "as before the alignment" in reason for reason in health["reasons"])
+    assert health["after"]["retrieval_by_chance"] < 0.1
+    assert all(reason in caplog.text for reason in health["reasons"])
+
+
 def test_nothing_of_the_other_side_is_kept(inputs, tmp_path):
     aligned(inputs, tmp_path / "out")
     fresh = set(load_model(tmp_path / "out").state_dict())

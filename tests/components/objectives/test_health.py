@@ -32,11 +32,30 @@ def test_retrieval_takes_an_equal_pair_for_its_own():
     assert health.retrieval_accuracy(similarity, same) == pytest.approx(2 / 3)
 
 
+def measured(text, table, **found):
+    retrieval = {"retrieval_by_text": 0.5, "retrieval_by_table": 0.5, "retrieval_by_chance": 1 / len(text)}
+    return {"rows": len(text), **health.report(text, table), **retrieval, **found}
+
+
 def test_a_collapse_is_named_with_its_side():
     generator = torch.Generator().manual_seed(0)
     good = torch.randn(50, 8, generator=generator)
-    assert health.report(good, good)["verdict"] == "healthy"
-    collapsed = health.report(good, torch.ones(50, 8) + 1e-4 * good)
-    assert collapsed["verdict"] == "collapsed"
-    assert all("table" in reason for reason in collapsed["reasons"])
-    assert all(math.isfinite(value) for value in collapsed.values() if isinstance(value, float))
+    bad = torch.ones(50, 8) + 1e-4 * good
+    healthy, collapsed = measured(good, good), measured(good, bad)
+    assert health.judge(collapsed, healthy) == ("healthy", [])
+    verdict, reasons = health.judge(healthy, collapsed)
+    assert verdict == "collapsed" and len(reasons) == 2
+    assert all("table" in reason and "before" not in reason for reason in reasons)
+    assert all(math.isfinite(value) for value in collapsed.values())
+    verdict, reasons = health.judge(collapsed, collapsed)
+    assert verdict == "collapsed" and all(reason.endswith(", as before the alignment") for reason in reasons)
+
+
+def test_sides_that_find_each_other_by_chance_only_are_unaligned():
+    good = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    healthy = measured(good, good)
+    by_chance = measured(good, good, retrieval_by_text=4 / 400, retrieval_by_table=0.0)
+    verdict, (reason,) = health.judge(healthy, by_chance)
+    assert verdict == "unaligned"
+    assert reason.endswith("no better than by chance (1.00% by text and 0.00% by table; chance 0.25%)")
+    assert health.judge(healthy, {**by_chance, "retrieval_by_table": 5 / 400}) == ("healthy", [])
