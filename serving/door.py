@@ -47,6 +47,9 @@ class Door:
             )
             await refusal(scope, receive, send)
             return
+        if scope["method"] == "POST" and not _may_be_json(scope):
+            await _refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "JSON only", {})(scope, receive, send)
+            return
         if self._inside >= self.settings.max_concurrency:
             await _refuse(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once", RETRY_AFTER)(scope, receive, send)
             return
@@ -164,6 +167,12 @@ class _Caller:
         for waiting in (self._timer, self._look):
             if waiting is not None:
                 waiting.cancel()
+
+
+def _may_be_json(scope: Scope) -> bool:
+    """Whether a body says that it is JSON, or nothing; BentoML reads forms and more besides, and fails at some."""
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    return all(kind.partition(b";")[0].strip().lower() in {b"", b"application/json"} for kind in kinds)
 
 
 def _refuse(status: int, error: str, headers: dict[str, str]) -> JSONResponse:

@@ -154,18 +154,32 @@ def test_wrong_requests_are_refused_in_one_shape(service, name):
         (b"{", "application/json", 400),
         (b"\xff\xfe", "application/json", 400),
         (pickle.dumps({"user_id": "c1", "item_ids": ["s1"]}), "application/vnd.bentoml+pickle", 415),
-        (b"<rank/>", "application/xml", 400),
+        (pickle.dumps({"user_id": "c1", "item_ids": ["s1"]}), "APPLICATION/vnd.bentoml+pickle;x=y", 415),
+        (b"<rank/>", "application/xml", 415),
+        (b"--x\r\n\r\n--x--", "multipart/form-data; boundary=x", 415),
+        (b"user_id=c1", "application/x-www-form-urlencoded", 415),
+        (b'{"user_id": "c1", "item_ids": ["s1"]}', "text/plain", 415),
         (b'{"user_id": "\\ud800", "item_ids": ["s1"]}', "application/json", 400),
         (b'{"user_id": "c1", "item_ids": ["s1"], "context": {"device": NaN}}', "application/json", 400),
         (b"[" * 100_000, "application/json", 400),
         (b"x" * (2**20 + 1), "application/json", 413),
     ],
-    ids=["half an object", "no UTF-8", "pickle", "XML", "half a letter", "no number", "too deep", "too long"],
+    ids=[
+        *("half an object", "no UTF-8", "pickle", "pickle in capitals", "XML", "form of parts", "form", "text"),
+        *("half a letter", "no number", "too deep", "too long"),
+    ],
 )
-def test_what_is_no_json_is_refused(service, content, kind, status):
-    answer = service.client.post("/rank", content=content, headers={"content-type": kind})
+@pytest.mark.parametrize("path", ["/rank", "/predict", "/feedback"])
+def test_what_is_no_json_is_refused(service, path, content, kind, status):
+    answer = service.client.post(path, content=content, headers={"content-type": kind})
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error", "detail"}
+
+
+def test_a_second_content_type_lets_nothing_else_in(service):
+    headers = [("content-type", "multipart/form-data; boundary=x"), ("content-type", "application/json")]
+    for given in (headers, headers[::-1]):
+        assert service.client.post("/rank", content=b"--x\r\n\r\n--x--", headers=given).status_code == 415
 
 
 def test_what_became_of_an_answer_is_recorded(service, shop):
