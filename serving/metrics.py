@@ -27,7 +27,7 @@ MODEL = Gauge(
     ["alias", "model_version"],
     multiprocess_mode="max",
 )
-REFUSED = Gauge("tandem_models_refused", "Versions that were wanted and refused.", multiprocess_mode="max")
+REFUSED = Gauge("tandem_models_refused", "Versions that are wanted and were refused.", multiprocess_mode="max")
 FEATURES_MATCH = Gauge(
     "tandem_feature_service_matches", "1 where the store's features are the model's.", multiprocess_mode="min"
 )

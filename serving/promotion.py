@@ -95,7 +95,7 @@ class Promotion:
     share: float = 0.0
     after: Callable[[], None] = lambda: None
     lineup: Lineup | None = None
-    #: Versions that were not taken, and why.
+    #: Versions that are wanted and were not taken, and why.
     refused: dict[str, str] = field(default_factory=dict)
     _again: dict[str, float] = field(default_factory=dict)
     _stopped: Event = field(default_factory=Event)
@@ -125,6 +125,9 @@ class Promotion:
         """Load what is wanted and not there yet, and let it take over; what cannot be loaded is refused."""
         with self._lock:
             wanted = self.source.wanted()
+            # What nobody asks for any longer, as after a rollback, is no trouble; asked for again it is tried anew.
+            for version in self.refused.keys() - {path.name for path in wanted.values()}:
+                del self.refused[version], self._again[version]
             held = self.lineup
             champion = self._taken(wanted, CHAMPION, held.champion if held else None)
             if champion is None:

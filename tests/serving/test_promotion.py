@@ -133,7 +133,11 @@ def test_a_broken_version_is_refused_and_the_old_one_stays(following, models, na
     assert why in said(following)["refused"][version]
     assert set(seen) <= {(200, "1")}
     assert following.client.get("/readyz").status_code == 200
+    until(lambda: "tandem_models_refused 1.0" in following.client.get("/metrics").text)
     models.point(champion="1", candidate=None)
+    # What was rolled back raises no alarm any longer.
+    until(lambda: "tandem_models_refused 0.0" in following.client.get("/metrics").text)
+    assert said(following)["refused"] == {}
 
 
 def test_a_share_of_the_users_meets_the_candidate(following, models):
