@@ -17,6 +17,7 @@ from components.dataset.spec import (
     DatasetSpec,
     FieldSpec,
     Kind,
+    Source,
 )
 from feature_repo.activity import ACTIVITY
 from feature_repo.context import context_view
@@ -58,7 +59,7 @@ class Definitions:
         return features_digest(self.service.name, (*self.views, *self.on_demand))
 
 
-def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> Definitions:
+def build(spec: DatasetSpec, offline: Path) -> Definitions:
     """The definitions of a data set over the tables that `feature_repo.store.publish` wrote to `offline`.
 
     The fields of a side are the features of its view (`user_profile`, `item_profile`: one row per user or item and
@@ -74,10 +75,9 @@ def build(spec: DatasetSpec, offline: Path, ttl: timedelta = timedelta(0)) -> De
     Args:
         spec: the data set.
         offline: folder of the published tables.
-        ttl: age at which a profile's values expire in a join; zero means never.
     """
     entities = {side: _entity(side, key) for side, (key, _) in SIDES.items()}
-    views = [_profile(spec, side, entities[side], offline, ttl) for side in SIDES if profile_fields(spec, side)]
+    views = [_profile(spec, side, entities[side], offline) for side in SIDES if profile_fields(spec, side)]
     if spec.history is not None:
         views.append(_history(spec, entities["user"], offline))
     views += [_activity(spec, side, entities[side], offline) for side in SIDES if spec.activity_fields(side)]
@@ -101,7 +101,7 @@ def profile_fields(spec: DatasetSpec, side: str) -> tuple[FieldSpec, ...]:
 
 def has_created(spec: DatasetSpec, side: str) -> bool:
     """Whether the table of a side says when each of its rows became known."""
-    source = spec.sources.users if side == "user" else spec.sources.items
+    source = _source(spec, side)
     return source is not None and source.created is not None
 
 
@@ -112,14 +112,21 @@ def is_dated(spec: DatasetSpec, view: str) -> bool:
     return view not in tables or (source is not None and source.timestamp is not None)
 
 
+def _source(spec: DatasetSpec, side: str) -> Source | None:
+    return spec.sources.users if side == "user" else spec.sources.items
+
+
 def _entity(side: str, key: str) -> Any:
     return Entity(name=side, join_keys=[key], value_type=ValueType.STRING)
 
 
-def _profile(spec: DatasetSpec, side: str, entity: Any, offline: Path, ttl: timedelta) -> Any:
+def _profile(spec: DatasetSpec, side: str, entity: Any, offline: Path) -> Any:
     _, table = SIDES[side]
     fields = [Field(name=field.name, dtype=_type(field.kind)) for field in profile_fields(spec, side)]
     created = CREATED_TIMESTAMP if has_created(spec, side) else ""
+    source = _source(spec, side)
+    # Of zero days: for ever.
+    ttl = timedelta(days=(source.ttl_days or 0) if source is not None else 0)
     return _view(f"{side}_profile", entity, fields, offline / f"{table}.parquet", created, ttl, {})
 
 

@@ -109,6 +109,9 @@ class Source(_Model):
     )
     created: str | None = Field(default=None, description="Column that says when the row became known.")
     timestamp: str | None = Field(default=None, description="Column from which on the row's values hold.")
+    ttl_days: float | None = Field(
+        default=None, gt=0, le=36500, description="Days that they hold, in training and online; for ever if not given."
+    )
 
 
 class Sources(_Model):
@@ -345,6 +348,12 @@ class DatasetSpec(_Model):
         if self.sources.impressions.key is not None:
             yield "the keys of the impressions are named under 'keys'; remove 'sources.impressions.key'"
         tables = {"users": self.sources.users, "items": self.sources.items}
+        for name, source in {"impressions": self.sources.impressions, **tables}.items():
+            if source is not None and source.ttl_days is not None and (name not in tables or source.timestamp is None):
+                yield (
+                    f"'sources.{name}.ttl_days' is for user and item tables with a 'timestamp', from which on the days "
+                    "count; add it, or remove 'ttl_days'"
+                )
         dated = [name for name, source in tables.items() if source is not None and source.timestamp is not None]
         if dated and self.keys.timestamp is None:
             yield (

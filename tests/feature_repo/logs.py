@@ -24,8 +24,9 @@ def moment(second):
     return BASE + timedelta(seconds=second)
 
 
-def make_spec(created=True, timed=True, history=None, **changes):
+def make_spec(created=True, timed=True, history=None, ttl=None, **changes):
     table = ({"timestamp": "t"} if timed else {}) | ({"created": "c"} if created else {})
+    table |= {"ttl_days": ttl / timedelta(days=1)} if ttl else {}
     content = {
         "name": "test-log",
         "sources": {

@@ -26,9 +26,9 @@ def retrieved(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
 
-    def run(spec, log, users, items, ttl=timedelta(0)):
+    def run(spec, log, users, items):
         folder = logs.write(Path(tempfile.mkdtemp(dir=tmp_path)), spec, log, users, items)
-        return joined(spec, build(spec, publish(spec, folder), ttl), folder / "impressions.parquet")
+        return joined(spec, build(spec, publish(spec, folder)), folder / "impressions.parquet")
 
     return run
 
@@ -44,7 +44,7 @@ def test_profiles_equal_the_naive_join(retrieved, log, users, items, created):
 @given(log=logs.impressions(), users=logs.tables("users"), items=logs.tables("items"), seconds=st.integers(1, 5))
 def test_expired_values_are_missing(retrieved, log, users, items, seconds):
     ttl = timedelta(seconds=seconds)
-    table = retrieved(logs.make_spec(), log, users, items, ttl)
+    table = retrieved(logs.make_spec(ttl=ttl), log, users, items)
     assert table.to_pylist() == logs.naive_join(log, users, items, True, ttl)
 
 

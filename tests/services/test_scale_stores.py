@@ -71,7 +71,7 @@ def test_profiles_equal_the_naive_join(retrieved, created):
 def test_expired_values_are_missing(retrieved):
     log, users, items = logs.crowd(2)
     ttl = timedelta(seconds=3)
-    table = retrieved(logs.make_spec(), log, users, items, ttl)
+    table = retrieved(logs.make_spec(ttl=ttl), log, users, items)
     expected = logs.naive_join(log, users, items, True, ttl)
     assert table.to_pylist() == expected
     assert expected != logs.naive_join(log, users, items, True), "some values have expired"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +97,33 @@ def test_a_thousand_users_and_items_have_the_same_features_online_and_offline(wo
     assert gathered.degraded == {("user_profile", "missing"): 10, ("item_profile", "missing"): 10}
     prices = [row["price"] for row in gathered.items.values() if row.get("price") == 0]
     assert {math.copysign(1, price) for price in prices} == {-1.0, 1.0}, "the comparison had signed zeros to tell apart"
+
+
+@pytest.mark.parametrize("hours", [23, 25])
+def test_rows_that_the_data_set_lets_expire_are_stale_when_the_join_leaves_them_out(tmp_path, monkeypatch, hours):
+    from feature_repo import store
+    from serving.online import OnlineStore
+
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TANDEM_FEAST", raising=False)
+    spec, now = logs.make_spec(ttl=timedelta(days=1)), logs.BASE + timedelta(hours=hours)
+    rows = logs.impression_table([("a", "a", 1, 1)])
+    opened = store.open_store(spec)
+    store.apply(opened, spec, logs.write(tmp_path / "validated", spec, rows, *logs.one_row_tables()))
+    logs.materialised(opened, spec)
+    source = OnlineStore(tmp_path / "home" / "feast" / f"{spec.identifier}.yaml", f"ctr_{spec.identifier}", 10)
+    features = OnlineFeatures(source, ServeSettings(feature_deadline=60), now=now.timestamp)
+    features.want(["country_y", "title"])
+    gathered = asyncio.run(features.gather(["a"], ["a"]))
+    joined = offline(spec, pa.array(["a"]), pa.array(["a"]), pa.array([now], logs.MOMENT)).table
+    if hours < 24:
+        assert (gathered.users, gathered.items) == ({"a": {"country_y": "x"}}, {"a": {"title": "A film"}})
+        assert (joined["country_y"][0].as_py(), joined["title"][0].as_py()) == ("x", "A film")
+        assert not gathered.degraded
+    else:
+        assert (gathered.users, gathered.items) == ({"a": {}}, {"a": {}})
+        assert (joined["country_y"][0].as_py(), joined["title"][0].as_py()) == (None, None)
+        assert gathered.degraded == {("user_profile", "stale"): 1, ("item_profile", "stale"): 1}
 
 
 def test_the_served_features_are_known_to_be_those_of_the_definitions(world):

@@ -97,6 +97,17 @@ def test_time_stamps():
     fails("an impression's moment is named under 'keys.timestamp'", sources=moved)
 
 
+def test_only_what_is_dated_expires():
+    sources = content()["sources"]
+    dated = {"path": "users.csv", "timestamp": "since", "ttl_days": 0.5}
+    assert spec_of(sources={**sources, "users": dated}).sources.users.ttl_days == 0.5
+    undated = {**sources, "users": {"path": "users.csv", "ttl_days": 1}}
+    fails("'sources.users.ttl_days' is for user and item tables with a 'timestamp'", sources=undated)
+    impressions = {**sources, "impressions": {**sources["impressions"], "ttl_days": 1}}
+    fails("'sources.impressions.ttl_days' is for user and item tables", sources=impressions)
+    fails("greater than 0", sources={**sources, "users": {**dated, "ttl_days": 0}})
+
+
 @pytest.mark.parametrize(
     ("rule", "parsed"),
     [("> 3", (">", 3.0)), ("<=-1.5", ("<=", -1.5)), ("== click", ("==", "click")), (" != a b ", ("!=", "a b"))],
