@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from components.dataset.errors import UserError
 from components.run import aside, home, write_json
+from components.training.agent import end_with
 from pipelines.arms import Arm, refuse_not_set
 from pipelines.local import prepare
 from pipelines.settings import RunSettings, validated
@@ -121,7 +122,7 @@ def carry_out(tasks: Iterable[Task], jobs: int, tell: Callable[[str], None]) -> 
     total, done = len(waiting), 0
     if not waiting:
         return
-    with ProcessPoolExecutor(min(jobs, total), get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(jobs, total), get_context("spawn"), _begin, (os.getpid(),)) as pool:
         while waiting or running:
             for task in _ready(waiting)[: jobs - len(running)]:
                 waiting.remove(task)
@@ -149,7 +150,9 @@ def _settle(task: Task, future: Future[None]) -> None:
         raise RuntimeError(f"{task.name}: {error}") from error
 
 
-def _one_thread() -> None:
+def _begin(parent: int) -> None:
+    """A worker's beginning: one thread, and an end when the comparison does, which may be killed."""
+    end_with(parent)
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""torchrun, bound to whoever started it: it does not outlive a step that was killed."""
+"""Processes bound to whoever started them, as torchrun is here: they do not outlive a step that was killed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main(arguments: list[str]) -> None:
-    """Run torchrun with these arguments; it and its workers end when the parent process does."""
-    parent = os.getppid()
+def end_with(parent: int) -> None:
+    """Let this process end when its parent, whose id is given, does, however that ends; on Linux alone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it was gone before we asked
-            return
+            sys.exit()
+
+
+def main(arguments: list[str]) -> None:
+    """Run torchrun with these arguments; it and its workers end when the parent process does."""
+    end_with(os.getppid())
     from torch.distributed import run
 
     run.main(arguments)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
@@ -399,3 +403,34 @@ def test_tasks_wait_for_what_they_need_and_a_failure_is_named(tmp_path):
         carry_out(tasks, 2, told.append)
     assert [line.split(":")[0] for line in told] == ["[1/4] first", "[2/4] second"]
     assert not third.exists()
+
+
+KILLED = """
+import time
+from functools import partial
+from pathlib import Path
+from pipelines.compare import carry_out
+from pipelines.trials import Task
+carry_out([Task("long", Path("never"), None, partial(time.sleep, 600))], 1, print)
+"""
+
+
+def test_a_comparison_that_is_killed_leaves_no_training_behind():
+    started = subprocess.Popen([sys.executable, "-c", KILLED])
+    deadline = time.monotonic() + 120
+    try:
+        while not (workers := _asleep(started.pid)):
+            assert started.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        started.kill()
+        started.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def _asleep(pid: int) -> list[psutil.Process]:
+    """Workers that have begun their task: its module is loaded, and they rest."""
+    children = psutil.Process(pid).children()
+    return [one for one in children if any("libtorch" in held.path for held in one.memory_maps())]
