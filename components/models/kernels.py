@@ -70,5 +70,7 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         dropped = min(max(1, round(self.p * 2**16)), 2**16 - 1)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = bits[: x.numel()].view(x.shape) >= dropped - 2**15
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        # Compared as floats, and to floats: booleans cost a CPU more than the rest together.
+        kept = bits[: x.numel()].view(x.shape).to(torch.float32)
+        torch.ge(kept, dropped - 2**15, out=kept)
+        return x * kept.mul_(2**16 / (2**16 - dropped)).to(x.dtype)
