@@ -33,6 +33,8 @@ Method = Literal["collaborative", "ctrl", "flip", "srp4ctr", "srp4ctr+ctrl"]
 #: How a click is told after FLIP's pre-training: by the collaborative half, by the PLM, or by both.
 Strategy = Literal["id", "plm", "both"]
 ID: Strategy = "id"
+#: What of a PLM's settings decides the vectors of its texts, beside its files.
+DECIDE_VECTORS = {"name", "revision", "pooling", "layers", "random_weights"}
 Backbone = Literal[
     "autoint",
     "autoint_history",
@@ -126,6 +128,35 @@ class RunSettings(BaseModel):
         if self.strategies != (ID,) and (self.finetune.hidden_users or self.finetune.hidden_items):
             raise ValueError(
                 "strategies plm and both know no hidden ids; leave finetune.hidden_users and finetune.hidden_items at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> Self:
+        """Refuse at once what a step could only refuse once all texts are encoded."""
+        mode, aligns = self.align.plm_mode, self.method in ALIGNED
+        if aligns and mode != "frozen":
+            mine, theirs = (plm.model_dump(include=DECIDE_VECTORS) for plm in (self.align.plm, self.encode.plm))
+            differing = ", ".join(sorted(name for name in mine if mine[name] != theirs[name]))
+            if differing:
+                raise ValueError(
+                    f"align.plm_mode {mode} trains the PLM that the texts are encoded with, and align.plm is not "
+                    f"encode.plm in {differing}; write them alike"
+                )
+            if self.finetune.auxiliary.weight > 0:
+                raise ValueError(
+                    f"finetune.auxiliary keeps an alignment with encoded texts up, and align.plm_mode {mode} aligns "
+                    "with those of a PLM that has learnt on; write auxiliary.weight 0, or plm_mode frozen"
+                )
+        needs = {
+            "finetune.map_rows": bool(self.finetune.map_rows),
+            "model.text_rows": self.model.text_rows > 0 and self.backbone == "autoint_history",
+            "align.liked_texts": aligns and self.align.liked_texts,
+        }
+        if self.prompt.granularity == "instance" and any(needs.values()):
+            asking = ", ".join(name for name, asks in needs.items() if asks)
+            raise ValueError(
+                f"{asking}: a text of a whole impression is no user's or item's; write prompt.granularity entity"
             )
         return self
 
