@@ -21,8 +21,8 @@ class SharedPort(socket.socket):
         return SharedPort.of, (host, port)
 
     @classmethod
-    def of(cls, host: str, port: int) -> SharedPort:
-        """A socket on it that does not listen yet.
+    def of(cls, host: str, port: int, *, listens: bool = True) -> SharedPort:
+        """A socket on it, to listen with or to keep it by.
 
         Raises:
             OSError: the address is not this machine's, or somebody else has it.
@@ -30,6 +30,9 @@ class SharedPort(socket.socket):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = cls(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Connections that have ended hold the port for a minute against whoever comes next, unless they had this. One
+        # that does not listen would let others in by it.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, listens)
         found.bind(address)
         return found
 
@@ -44,4 +47,4 @@ def reserved(host: str, port: int) -> SharedPort:
     with socket.socket(family, kind, protocol) as alone:
         alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         alone.bind(address)
-    return SharedPort.of(host, port)
+    return SharedPort.of(host, port, listens=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,10 @@ from contextlib import ExitStack, suppress
 
 import httpx
 import psutil
+import pytest
 
+from serving.port import reserved
+from tests.services.servers import free_port
 from tests.serving.conftest import started
 
 REQUEST = {"user_id": "c1", "item_ids": ["s1", "s2"]}
@@ -48,6 +53,21 @@ def eventually(holds, within=60):
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_port_is_nobody_elses_and_can_be_taken_again_at_once():
+    """Though the system remembers for a minute the connections that the server was the first to close."""
+    place = "127.0.0.1", free_port()
+    with reserved(*place) as kept:
+        # As each worker gets it.
+        with pickle.loads(pickle.dumps(kept)) as worker:
+            worker.listen()
+            with socket.create_connection(place) as caller:
+                worker.accept()[0].close()
+                assert caller.recv(1) == b""
+        with pytest.raises(OSError, match="in use"):
+            reserved(*place)
+    reserved(*place).close()
 
 
 def test_two_workers_answer_on_one_port(shop, tmp_path):
