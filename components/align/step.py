@@ -193,7 +193,9 @@ def align(
     }
     log.log(
         logging.INFO if verdict == HEALTHY else logging.WARNING,
-        "health: %s, retrieval %.3f by text and %.3f by table%s",
+        "health of %s, seed %d: %s, retrieval %.3f by text and %.3f by table%s",
+        backbone,
+        seed,
         verdict,
         after["retrieval_by_text"],
         after["retrieval_by_table"],

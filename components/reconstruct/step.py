@@ -264,7 +264,8 @@ def reconstruct(
     health: dict[str, Any] = {**told, "before": before, "after": after}
     moved = ", ".join(f"{task} {before[task]:.3f} to {after[task]:.3f}" for task in work.tasks)
     level = logging.INFO if verdict == HEALTHY else logging.WARNING
-    log.log(level, "health: %s; on validation rows %s", "; ".join([verdict, *reasons]), moved)
+    said = "; ".join([verdict, *reasons])
+    log.log(level, "health of %s, seed %d: %s; on validation rows %s", backbone, seed, said, moved)
     named = {"plm": settings.plm.name, "plm_revision": settings.plm.revision, "plm_digest": reader.digest}
     meta = {"seed": seed, "settings": settings.model_dump(mode="json"), **named, "rows": len(rows)}
     meta |= {"champion": began_with}

@@ -67,7 +67,7 @@ def one(variant: str, rows: int, subspaces: int, width: int, rounds: int) -> dic
             loss = info_nce(*similarity(text, table), 0.7)
             loss.backward()
             taken.append(time.perf_counter() - started)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
 
     extra = peak_during(steps)
     return {"seconds": statistics.median(taken), "extra_gb": extra, "loss": losses[0]}
