@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from components.dataset.catalog import load_spec
+from components.dataset.catalog import name_of
 from components.dataset.spec import identifier_of
 from components.monitor.logs import feedback, predictions
 from components.monitor.model import bundle_of
 from components.monitor.quality import by_hour, psi
 from components.monitor.skew import skew
-from components.registry.client import NAME
 from components.run import home
 
 SEED = 7
@@ -169,5 +168,4 @@ def _number(value: float | None) -> str:
 def _folder(dataset: str, log: Path | None) -> Path:
     if log is not None:
         return log
-    name = dataset if NAME.fullmatch(dataset) else load_spec(dataset).name
-    return home() / "served" / identifier_of(name)
+    return home() / "served" / identifier_of(name_of(dataset))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.dataset.bundle import SPEC
+from components.dataset.catalog import load_spec, name_of
 from components.dataset.errors import UserError
 from components.dataset.spec import DatasetSpec, identifier_of, read_spec
 from components.run import home, read_json
@@ -30,7 +31,8 @@ def start(
     """Replace this process by the service's, beside a process that follows the registry.
 
     Args:
-        dataset: Data set whose champion is served; the one deployed last if None.
+        dataset: Name of the data set whose champion is served, or path of its DatasetSpec; the one deployed last if
+            None.
         host: Address to listen on.
         port: Port to listen on.
         workers: Processes that answer there.
@@ -41,7 +43,7 @@ def start(
     Raises:
         UserError: nothing was deployed yet, a setting is impossible, or there is nothing to push.
     """
-    name = dataset or _deployed()
+    name = name_of(dataset) if dataset else _deployed()
     identifier = identifier_of(name)
     models, features = home() / "serving" / identifier, home() / "feast" / f"{identifier}.yaml"
     if not features.is_file():
@@ -120,8 +122,6 @@ def push_feedback(
 
 def _pusher(dataset: str, folder: Path | None, waits: bool) -> Pusher | None:
     """What pushes the feedback of a data set; None where no event could enter and it `waits` for one that can."""
-    from components.dataset.catalog import load_spec
-
     spec = load_spec(dataset)
     if waits and not _takes_events(spec):
         log.warning("the champion of '%s' has no history and no counts: nothing is pushed for it", spec.name)

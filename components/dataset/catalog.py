@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from components.dataset.errors import UserError
@@ -11,6 +12,7 @@ from components.run import data_home
 
 # By path: the rooms lie side by side, and this one imports none of the others.
 EMBEDDED = Path(__file__).resolve().parents[2] / "feature_repo" / "datasets"
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 def dataset_names() -> list[str]:
@@ -25,6 +27,15 @@ def load_spec(ref: str) -> DatasetSpec:
         UserError: there is none of this name and no such file, or the file does not describe a data set.
     """
     return read_spec(*locate(ref))
+
+
+def name_of(ref: str) -> str:
+    """The name of a data set, given by it or by the path of its DatasetSpec.
+
+    Raises:
+        UserError: `ref` is a path, and no DatasetSpec lies there.
+    """
+    return ref if NAME.fullmatch(ref) else load_spec(ref).name
 
 
 def locate(ref: str) -> tuple[Path, Path]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from components.dataset.catalog import load_spec
+from components.dataset.catalog import name_of
 from components.dataset.errors import UserError
 from components.registry import aliases
 from components.registry.connection import connect, exists, tracking_uri
@@ -33,7 +32,6 @@ BUNDLE = "bundle"
 REGISTERED = "registered.json"
 RUN_ID_TAG = "tandem.run_id"
 VERDICT_TAG = "tandem.verdict"
-NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def model_name(dataset: str) -> str:
     Raises:
         UserError: `dataset` is a path, and no DatasetSpec lies there.
     """
-    return f"tandem-{dataset if NAME.fullmatch(dataset) else load_spec(dataset).name}"
+    return f"tandem-{name_of(dataset)}"
 
 
 def champion(dataset: str) -> Registered | None:

@@ -199,6 +199,12 @@ def test_serving_before_deploying_is_refused(tmp_path):
     assert "tandem run" in refused(tmp_path, "serve")
 
 
+def test_what_is_served_is_named_as_it_was_run(tmp_path):
+    for dataset in ("shop", str(write_spec(tmp_path))):
+        said = refused(tmp_path, "serve", "--dataset", dataset)
+        assert "feast/shop.yaml: nothing is deployed there" in said.replace("\n", "")
+
+
 def test_config_file_and_flags_meet(tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text("align: {temperature: 0.2}\nfinetune: {epochs: 4}\n")
