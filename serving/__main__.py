@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from contextlib import suppress
 from typing import Any
 
 
@@ -29,34 +27,20 @@ def main() -> None:
     flags = parser.parse_args()
     import uvicorn
     from bentoml.serving import ensure_prometheus_dir
-    from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
     from serving.port import reserved
 
     # Read by prometheus_client when it is first imported, which the service does; workers add up their figures there.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = ensure_prometheus_dir()
-    # In the parent of several workers only what they have in common is made: they read the service themselves.
-    config = uvicorn.Config(
-        "serving.__main__:application",
-        factory=True,
-        host=flags.host,
-        port=flags.port,
-        workers=flags.workers,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-    if flags.workers > 1:
+    # By its name: workers read the service themselves, and their parent does not.
+    app, options = "serving.__main__:application", dict[str, Any](factory=True, host=flags.host, port=flags.port)
+    options |= {"log_config": None, "access_log": False, "server_header": False}
+    if flags.workers == 1:
+        uvicorn.run(app, **options)
+    else:
+        config = uvicorn.Config(app, workers=flags.workers, **options)
         Multiprocess(config, [reserved(flags.host, flags.port)]).run()
-        return
-    config.load_app()
-    server = uvicorn.Server(config)
-    # uvicorn ends by raising the signal that it was told to end by.
-    with suppress(KeyboardInterrupt):
-        server.run()
-    if not server.started:
-        sys.exit(STARTUP_FAILURE)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from serving.settings import ServeSettings
 PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 RETRY_AFTER = {"retry-after": "1"}
 CLOSE = {"connection": "close"}
+JSON = b"application/json"
 #: As web servers count a caller who has gone; HTTP has no word for it, and nobody reads it.
 GONE = 499
 #: Seconds until it is looked whether the caller is still there. Most requests are answered sooner, and spared the look.
@@ -171,8 +172,13 @@ class _Caller:
 
 def _may_be_json(scope: Scope) -> bool:
     """Whether a body says that it is JSON, or nothing; BentoML reads forms and more besides, and fails at some."""
-    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-    return all(kind.partition(b";")[0].strip().lower() in {b"", b"application/json"} for kind in kinds)
+    return all(kind in {b"", JSON} for kind in content_types(scope))
+
+
+def content_types(scope: Scope) -> list[bytes]:
+    """What a body says that it is, as often as it says so, without parameters."""
+    said = (value for name, value in scope["headers"] if name == b"content-type")
+    return [value.partition(b";")[0].strip().lower() for value in said]
 
 
 def _refuse(status: int, error: str, headers: dict[str, str]) -> JSONResponse:

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.door import JSON, content_types
 from serving.ranker import Predictions, Ranking
 from serving.schemas import MAX_KEY, Context
 from serving.settings import MAX_ITEMS
@@ -164,7 +165,7 @@ class Express:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or hand on with the body that was read."""
         way = self.ways.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if way is None or not _is_json(scope):
+        if way is None or content_types(scope) != [JSON]:
             await self.app(scope, receive, send)
             return
         message = await receive()
@@ -187,11 +188,6 @@ class Express:
             headers = [(b"content-type", b"application/json"), (b"content-length", length)]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
-
-
-def _is_json(scope: Scope) -> bool:
-    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-    return len(kinds) == 1 and kinds[0].partition(b";")[0].strip() == b"application/json"
 
 
 def _again(message: Message, receive: Receive) -> Receive:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Any
 
 
 class SharedPort(socket.socket):
@@ -27,8 +28,8 @@ class SharedPort(socket.socket):
         Raises:
             OSError: the address is not this machine's, or somebody else has it.
         """
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = cls(family, kind, protocol)
+        *kind, address = _resolved(host, port)
+        found = cls(*kind)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Connections that have ended hold the port for a minute against whoever comes next, unless they had this. One
         # that does not listen would let others in by it.
@@ -43,8 +44,14 @@ def reserved(host: str, port: int) -> SharedPort:
     Raises:
         OSError: the address is not this machine's, or somebody else has it.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as alone:
+    *kind, address = _resolved(host, port)
+    with socket.socket(*kind) as alone:
         alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         alone.bind(address)
     return SharedPort.of(host, port, listens=False)
+
+
+def _resolved(host: str, port: int) -> tuple[int, int, int, Any]:
+    """Family, type and protocol of a socket for an address, and the address in its words."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return family, kind, protocol, address

@@ -134,7 +134,9 @@ class SplitAttention(nn.Module):
         halves = [part.T for part in self.layer.score.chunk(heads, 1)]
         value = torch.stack(self.layer.value.chunk(heads)).sum(0)
         self.project = nn.Parameter(torch.cat([*halves, value, self.layer.residual], dim=1).detach())
-        self.register_buffer("of_head", (torch.arange(attention) * heads // attention == _column(heads)).float())
+        self.register_buffer(
+            "of_head", (torch.arange(attention) * heads // attention == torch.arange(heads).unsqueeze(1)).float()
+        )
 
         # Of the request's rows by head, of their other halves, then a row of zeros: for each logit one of each field's.
         zero = 2 * fields * heads
@@ -216,10 +218,6 @@ class SplitAttention(nn.Module):
         own = by_row @ gathered.index_select(0, self.at_values) + residual.flatten(0, 1)
         of_own: Tensor = shares[..., :1] * means.unflatten(2, (self.heads, -1))  # type: ignore[no-untyped-call]
         return own.reshape(of_own.shape[0], self.others, -1) + of_own.flatten(2)
-
-
-def _column(count: int) -> Tensor:
-    return torch.arange(count).unsqueeze(1)
 
 
 class FoldedAutoInt(Folding):
