@@ -99,7 +99,8 @@ def mlp(width: int, config: BackboneConfig) -> nn.Sequential:
         layers.append(nn.Linear(inner, outer))
         if config.batch_norm:
             layers.append(nn.BatchNorm1d(outer))
-        layers += [nn.ReLU(), Dropout(config.dropout)]
+        # In place: neither the linear layer nor batch norm needs what it gave.
+        layers += [nn.ReLU(inplace=True), Dropout(config.dropout)]
     return nn.Sequential(*layers)
 
 

@@ -48,14 +48,17 @@ class FieldAttention(torch.autograd.Function):
         batch, fields, width = rows.shape
         flat = rows.reshape(batch * fields, width)
         of_output = torch.ops.aten.threshold_backward(gradients[0].reshape(output.shape), output, 0)
-        of_gathered = (of_output @ value.T).view(batch, -1, width)
+        of_value, of_residual = gathered.T @ of_output, flat.T @ of_output
+        # The two widest gradients take the places of what they are the gradients of, which lie in the cache: new memory
+        # costs more than these products. A second backward through the same graph is refused by autograd.
+        of_gathered = torch.mm(of_output, value.T, out=gathered).view(batch, -1, width)
         of_shares = torch.bmm(rows, of_gathered.transpose(1, 2))
         of_logits = torch.ops.aten._softmax_backward_data(of_shares, shares, 1, rows.dtype)
-        of_asked = torch.bmm(of_logits.transpose(1, 2), rows).view(batch * fields, -1)
         of_rows = torch.mm(of_output, residual.T).view(batch, fields, width)
         of_rows.baddbmm_(shares, of_gathered).baddbmm_(of_logits, asked)
+        of_asked = torch.bmm(of_logits.transpose(1, 2), rows, out=asked).view(batch * fields, -1)
         of_rows.view(batch * fields, width).addmm_(of_asked, score.T)
-        return of_rows, flat.T @ of_asked, gathered.T @ of_output, flat.T @ of_output
+        return of_rows, flat.T @ of_asked, of_value, of_residual
 
 
 class Dropout(nn.Dropout):

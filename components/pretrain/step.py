@@ -26,6 +26,7 @@ from components.training.checkpoints import save_model
 from components.training.device import pick_device
 from components.training.group import Group
 from components.training.loop import TrainingError
+from components.training.memory import keep_freed_memory
 from components.training.progress import (
     Progress,
     inputs_digest,
@@ -43,6 +44,7 @@ class Pretraining:
     """One pre-training in progress: the encoder, the cloze over it, and the sequences on one device."""
 
     def __init__(self, encoder: SequenceEncoder, settings: PretrainSettings, seed: int) -> None:
+        keep_freed_memory()
         self.device = pick_device()
         self.settings, self.encoder = settings, encoder.to(self.device)
         self.attributes = tuple(

@@ -181,7 +181,8 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: Group
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own_variance, own_mean = torch.var_mean(x, 0, correction=0)
+        # As var_mean without correction, which over a first dimension takes a CPU thirty times as long.
+        own_mean, own_variance = torch.batch_norm_update_stats(x, None, None, 0.0)
         told = group.gather(torch.cat([own_mean, own_variance, x.new_full((1,), len(x))]))
         counts, rows = told[:, -1:], told[:, -1].sum()
         means, variances = told[:, :-1].chunk(2, dim=1)
@@ -196,10 +197,10 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, scale, rows = ctx.saved_tensors
-        gradient, normal = gradients[0], (x - mean) * scale
+        gradient, normal = gradients[0], (x - mean).mul_(scale)
         of_bias, of_weight = gradient.sum(0), (gradient * normal).sum(0)
         by_bias, by_weight = ctx.group.sum(torch.stack([of_bias, of_weight])) / rows
-        of_x = (gradient - by_bias - normal * by_weight) * (weight * scale)
+        of_x = normal.mul_(-by_weight).add_(gradient).sub_(by_bias).mul_(weight * scale)
         return of_x, of_weight, of_bias, None, None
 
 

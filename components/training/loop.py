@@ -19,6 +19,7 @@ from components.models.base import CollaborativeModel
 from components.training.batches import Batches
 from components.training.group import Group
 from components.training.learner import Learner
+from components.training.memory import keep_freed_memory
 from components.training.metrics import auc, logloss
 from components.training.optimizer import LazyAdam
 from components.training.progress import Progress, load_optimizer, optimizer_state
@@ -92,6 +93,7 @@ def fit(
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
+    keep_freed_memory()
     group = Group.join()
     learner = model if isinstance(model, Learner) else Learner(model)
     training = _Training(learner, Batches(train, group), settings, seed, group)

@@ -77,7 +77,8 @@ class SharedMemory:
                     piece[share] = slot[share]
             else:
                 piece.copy_(_added(slots))
-        value.detach().copy_(total.view(value.shape))
+        if not value.is_contiguous():
+            value.detach().copy_(total.view(value.shape))
         return value
 
     def gather(self, value: Tensor) -> Tensor:

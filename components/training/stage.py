@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from components.training.group import Group
 from components.training.loop import TrainingError
+from components.training.memory import keep_freed_memory
 from components.training.optimizer import LazyAdam
 from components.training.progress import Progress, load_optimizer, load_weights, optimizer_state, weights_of
 from components.training.settings import StageSettings
@@ -50,6 +51,7 @@ class Stage(ABC):
         seed: int,
         group: Group,
     ) -> None:
+        keep_freed_memory()
         self.modules, self.rows, self.terms, self.group = dict(modules), rows, terms, group
         self.device, self.epochs = group.device, settings.epochs
         self.generator = torch.Generator().manual_seed(seed)

@@ -1,12 +1,12 @@
 """Training AutoInt on MovieLens-1M's rows beside DeepCTR-Torch, FuxiCTR and a plain PyTorch loop.
 
-    python -m tests.benchmarks.train --training-set DIR [--batch 1024 4096] [--rows 0] [--processes 4] [--json FILE]
+    python -m tests.benchmarks.train --training-set DIR [--batch 1024 4096] [--rows 0] [--cores 4] [--json FILE]
 
 DIR is what the retrieve step wrote. Every system trains the same model (embedding 32, 3 layers, 2 heads, MLP
-256-128-64 with batch norm, Adam at 1e-3) for one epoch on the same rows, each in a process of its own on one thread; of
-a field with several values the first counts, so that all read the same eight columns. `ours, N processes` is the
-training loop in N processes of one thread. `plain PyTorch` is the model as one would write it down, in the loop of
-PyTorch's own tutorial. DeepCTR-Torch and FuxiCTR get virtual environments under --venvs.
+256-128-64 with batch norm, Adam at 1e-3) for one epoch on the same rows; of a field with several values the first
+counts, so that all read the same eight columns. Each runs on one core, and on all: the others in one process with a
+thread for each core, ours in as many processes of one thread. `plain PyTorch` is the model as one would write it down,
+in the loop of PyTorch's own tutorial. DeepCTR-Torch and FuxiCTR get virtual environments under --venvs.
 
 Samples per CPU second stand beside samples per second: other work on the machine disturbs them least.
 """
@@ -29,7 +29,8 @@ import numpy as np
 
 PEERS = {"deepctr": ["deepctr-torch==0.3.0", "requests"], "fuxictr": ["fuxictr==2.3.10"]}
 SHOWN = {"deepctr": "DeepCTR-Torch 0.3.0", "fuxictr": "FuxiCTR 2.3.10", "plain": "plain PyTorch", "ours": "ours"}
-TARGETS = {"one core": 1.5, "all cores": 3.0}
+#: Our samples/s over the fastest other's on as many cores: on one, and on all.
+TARGETS = {False: 1.5, True: 3.0}
 VALID_ROWS = 2000
 
 
@@ -126,7 +127,6 @@ def ours(folder: Path, batch: int, epochs: int) -> dict[str, float]:
     from components.training.seeds import seed_everything
     from components.training.settings import LoopSettings
 
-    torch.set_num_threads(1)
     seed_everything(1)
     arrays = np.load(folder / "arrays.npz")
     model, offsets = model_of(arrays["sizes"])
@@ -156,7 +156,6 @@ def plain(folder: Path, batch: int, epochs: int) -> dict[str, float]:
     from torch.nn import functional
     from torch.utils.data import DataLoader, TensorDataset
 
-    torch.set_num_threads(1)
     torch.manual_seed(1)
     arrays = np.load(folder / "arrays.npz")
     model, offsets = textbook(arrays["sizes"])
@@ -194,30 +193,29 @@ def together(folder: Path, batch: int, epochs: int, processes: int) -> dict[str,
     return found
 
 
-def measure(folder: Path, venvs: Path, batch: int, epochs: int, processes: int) -> list[dict[str, Any]]:
+def measure(folder: Path, venvs: Path, batch: int, epochs: int, cores: int) -> list[dict[str, Any]]:
     from components.training.metrics import auc
 
     arrays = np.load(folder / "arrays.npz")
-    env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
     words = [str(folder), str(batch), str(epochs)]
-    peer = str(Path(__file__).with_name("train_peers.py"))
+    peer, own = str(Path(__file__).with_name("train_peers.py")), [sys.executable, "-m", "tests.benchmarks.train"]
     commands = {name: [interpreter(name, venvs), peer, name, *words] for name in PEERS}
-    commands |= {
-        name: [sys.executable, "-m", "tests.benchmarks.train", "--one", name, *words] for name in ("plain", "ours")
-    }
-    several = f"ours, {processes} processes"
-    commands[several] = [*commands["ours"][:-4], str(processes), *words]
+    commands["plain"] = [*own, "--one", "plain", *words]
+    runs = [(name, number, number, command) for number in sorted({1, cores}) for name, command in commands.items()]
+    runs += [("ours", number, 1, [*own, "--one", str(number), *words]) for number in sorted({1, cores})]
     rows = []
-    for name, command in commands.items():
+    for name, number, threads, command in runs:
+        env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr[-3000:]}")
         found = json.loads(done.stdout.splitlines()[-1])
         samples = epochs * len(arrays["train_labels"])
-        scores = np.load(folder / f"{name.partition(',')[0]}.npy")
+        scores = np.load(folder / f"{name}.npy")
         rates = {"per_s": samples / found["seconds"], "per_cpu_s": samples / found["cpu_seconds"]}
         row = {
-            "system": SHOWN.get(name, name),
+            "system": SHOWN[name],
+            "cores": number,
             "batch": batch,
             **found,
             **rates,
@@ -229,21 +227,24 @@ def measure(folder: Path, venvs: Path, batch: int, epochs: int, processes: int) 
 
 
 def _line(row: dict[str, Any]) -> str:
-    cells = [row["system"], str(row["batch"]), f"{row['per_s']:,.0f}", f"{row['per_cpu_s']:,.0f}"]
+    cells = [row["system"], str(row["cores"]), str(row["batch"]), f"{row['per_s']:,.0f}", f"{row['per_cpu_s']:,.0f}"]
     return "| " + " | ".join([*cells, f"{row['peak_gb']:.2f}", f"{row['auc']:.4f}"]) + " |"
 
 
 def judge(rows: list[dict[str, Any]]) -> None:
-    """Our samples/s against the fastest peer's, by batch."""
-    for batch in dict.fromkeys(row["batch"] for row in rows):
-        mine = {row["system"]: row for row in rows if row["batch"] == batch}
-        several = next(row for name, row in mine.items() if name.startswith("ours,"))
-        peers = [row for name, row in mine.items() if not name.startswith("ours")]
-        for cores, row in (("one core", mine["ours"]), ("all cores", several)):
-            times = row["per_s"] / max(peer["per_s"] for peer in peers)
-            print(f"batch {batch}, {cores}: {times:.2f} times the fastest other (target {TARGETS[cores]:g})")
-        by_cpu = mine["ours"]["per_cpu_s"] / max(peer["per_cpu_s"] for peer in peers)
-        print(f"batch {batch}, per CPU second: {by_cpu:.2f} times the fastest other")
+    """Our samples/s against the fastest other's on as many cores, by batch."""
+    kinds = itertools.groupby(sorted(rows, key=_kind), _kind)
+    for (batch, cores), group in kinds:
+        ours_and_others = {row["system"]: row for row in group}
+        mine = ours_and_others.pop(SHOWN["ours"])
+        for unit, named in (("per_s", "second"), ("per_cpu_s", "CPU second")):
+            times = mine[unit] / max(row[unit] for row in ours_and_others.values())
+            target = f" (target {TARGETS[cores > 1]:g})" if unit == "per_s" else ""
+            print(f"batch {batch}, cores {cores}, samples a {named}: {times:.2f} times the fastest other{target}")
+
+
+def _kind(row: dict[str, Any]) -> tuple[int, int]:
+    return row["batch"], row["cores"]
 
 
 def main() -> None:
@@ -252,23 +253,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--rows", type=int, default=0, help="Last rows of the train part; all if 0.")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--venvs", type=Path, default=Path(tempfile.gettempdir()) / "tandem-train-peers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.one:
-        name, folder, *numbers = flags.one
-        work = {"ours": ours, "plain": plain}.get(name)
-        sizes = [int(number) for number in numbers]
-        print(json.dumps(work(Path(folder), *sizes) if work else together(Path(folder), *sizes, int(name))))
+        way, folder, *numbers = flags.one
+        batch, epochs = (int(number) for number in numbers)
+        if way == "plain":
+            print(json.dumps(plain(Path(folder), batch, epochs)))
+        elif way == "1":
+            print(json.dumps(ours(Path(folder), batch, epochs)))
+        else:
+            print(json.dumps(together(Path(folder), batch, epochs, int(way))))
         return
     rows = []
     with tempfile.TemporaryDirectory() as name:
         prepare(flags.training_set, Path(name), flags.rows)
-        print("| system | batch | samples/s | samples/CPU s | peak GB | test AUC |\n|---|---|---|---|---|---|")
+        print(
+            "| system | cores | batch | samples/s | samples/CPU s | peak GB | test AUC |\n|---|---|---|---|---|---|---|"
+        )
         for batch in flags.batch:
-            rows += measure(Path(name), flags.venvs, batch, flags.epochs, flags.processes)
+            rows += measure(Path(name), flags.venvs, batch, flags.epochs, flags.cores)
     judge(rows)
     print(json.dumps(rows))
     if flags.json:
