@@ -25,6 +25,8 @@ CTRL = "ctrl"
 FLIP = "flip"
 SRP4CTR = "srp4ctr"
 SRP4CTR_CTRL = "srp4ctr+ctrl"
+#: The backbone that has rows for items' texts.
+AUTOINT_HISTORY = "autoint_history"
 #: Methods that pre-train a sequence encoder.
 PRETRAINED = (SRP4CTR, SRP4CTR_CTRL)
 #: Methods that align with encoded texts.
@@ -148,9 +150,14 @@ class RunSettings(BaseModel):
                     f"finetune.auxiliary keeps an alignment with encoded texts up, and align.plm_mode {mode} aligns "
                     "with those of a PLM that has learnt on; write auxiliary.weight 0, or plm_mode frozen"
                 )
+        if self.model.text_rows and self.backbone != AUTOINT_HISTORY:
+            raise ValueError(
+                f"model.text_rows: backbone {self.backbone} has no rows for texts; "
+                f"write backbone {AUTOINT_HISTORY}, or 0"
+            )
         needs = {
             "finetune.map_rows": bool(self.finetune.map_rows),
-            "model.text_rows": self.model.text_rows > 0 and self.backbone == "autoint_history",
+            "model.text_rows": self.model.text_rows > 0,
             "align.liked_texts": aligns and self.align.liked_texts,
         }
         if self.prompt.granularity == "instance" and any(needs.values()):

@@ -35,8 +35,8 @@ log = logging.getLogger("tandem.compare")
 #: Settings of encode that change where and how fast vectors are made, and not the vectors.
 ENCODE_RESOURCES = {"processes", "batch_tokens", "block", "cache", "device"}
 #: The same of align and finetune; each task of a comparison is one process of one thread.
-TRAINING_RESOURCES = {"processes", "threads", "checkpoint_minutes"}
-ALONE = {"processes": 1}
+TRAINING_RESOURCES = {"processes", "nodes", "nodes_minutes", "threads", "checkpoint_minutes"}
+ALONE = {"processes": 1, "nodes": 1}
 #: Settings of reconstruct and finetune that decide what memory they take.
 MEMORY = {"cache_megabytes"}
 #: Settings of finetune that decide nothing where the collaborative half scores.

@@ -259,7 +259,7 @@ def planned(**changes):
 def test_what_decides_a_result_names_its_folder():
     plain = planned()
     assert planned(finetune={"threads": 3, "processes": 2}).trained == plain.trained
-    assert planned(align={"processes": 2}).aligned == plain.aligned
+    assert planned(align={"processes": 2, "nodes": 2}).aligned == plain.aligned
     assert planned(encode={"processes": 3}).embeddings == plain.embeddings
     later = planned(finetune={"epochs": 3})
     assert later.aligned == plain.aligned and later.trained != plain.trained

@@ -17,7 +17,8 @@ INSTANCE = ["prompt.granularity=instance"]
         ([*TRAINED, "finetune.auxiliary.weight=0.1"], "write auxiliary.weight 0, or plm_mode frozen"),
         ([*INSTANCE, "finetune.map_rows=[user, item]"], r"finetune\.map_rows: .* write prompt\.granularity entity"),
         ([*INSTANCE, "align.liked_texts=true"], r"align\.liked_texts: .* write prompt\.granularity entity"),
-        ([*INSTANCE, "model.text_rows=8", "backbone=autoint_history"], r"model\.text_rows: "),
+        ([*INSTANCE, "model.text_rows=8", "backbone=autoint_history"], r"model\.text_rows: .*granularity entity"),
+        (["model.text_rows=8"], r"model\.text_rows: backbone autoint has no rows .* write backbone autoint_history"),
     ],
 )
 def test_texts_that_a_step_could_not_use_are_refused(assignments, said):
@@ -30,7 +31,6 @@ def test_texts_that_a_step_could_not_use_are_refused(assignments, said):
     [
         [*TRAINED, "encode.plm.layers=2", "align.plm.layers=2"],
         [*TRAINED, "encode.plm.layers=2", "method=collaborative"],
-        [*INSTANCE, "model.text_rows=8"],
         ["finetune.auxiliary.weight=0.1", "encode.plm.layers=2"],
     ],
 )
