@@ -30,7 +30,7 @@ from components.training.item_texts import give_texts, with_liked
 from components.training.launch import train_elsewhere
 from components.training.progress import Progress, inputs_digest
 from components.training.seeds import seed_everything
-from components.training.stage import LOSS, Stage
+from components.training.stage import LOSS, Stage, drawn_rows
 from components.training.texts import TextRows, Texts, read_texts
 from components.training.warm import CANDIDATE, begin_with, champion_checkpoint
 
@@ -41,7 +41,16 @@ NEIGHBOURS = 6
 
 
 class Alignment(Stage):
-    """One alignment in progress: the model, the heads, and the rows of both modalities on one device."""
+    """One alignment in progress: the model, the heads, and the rows of both modalities on one device.
+
+    Args:
+        model: The collaborative model, fresh or already trained.
+        texts: The PLM's vectors of impressions.
+        arrays: The train part and the valid part.
+        rows: Rows of the train part to learn from [n].
+        settings: How.
+        seed: Of the order.
+    """
 
     log, section = log, "align"
 
@@ -50,6 +59,7 @@ class Alignment(Stage):
         model: CollaborativeModel,
         texts: Texts,
         arrays: Mapping[str, SplitArrays],
+        rows: Tensor,
         settings: AlignSettings,
         seed: int,
     ) -> None:
@@ -64,8 +74,7 @@ class Alignment(Stage):
         if isinstance(texts, LiveTexts):
             groups.append({"params": list(texts.learnt().values()), "lr": settings.plm_learning_rate})
         modules = {"model": self.model, "contrast": self.contrast}
-        rows = torch.arange(len(self.ids["train"]), device=group.device)
-        super().__init__(modules, groups, rows, (LOSS,), settings, seed, group)
+        super().__init__(modules, groups, rows.to(group.device), (LOSS,), settings, seed, group)
 
     def rate(self, step: int, steps: int) -> float:
         """Linear from warmup_from, then constant."""
@@ -173,7 +182,8 @@ def align(
     if pretrained is not None:
         continue_from(network, pretrained)
     began_with = begin_with(network, warm) if warm else None
-    work = Alignment(network, texts, arrays, settings, seed)
+    rows = drawn_rows(data, settings.rows, seed)
+    work = Alignment(network, texts, arrays, rows, settings, seed)
     before = work.health()
     decides: dict[str, Any] = {"backbone": backbone, "model": model, "settings": settings, "seed": seed}
     inputs = inputs_digest(training_set, prompts, embeddings, pretrained or warm)

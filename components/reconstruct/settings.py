@@ -38,7 +38,6 @@ class ReconstructSettings(StageSettings, TuningSettings):
         default=True, description="Equal (user, item) pairs in a batch, and equal texts, are no negatives."
     )
     dropout: float = Field(default=0.2, ge=0, lt=1, description="Dropout in the heads.")
-    rows: int = Field(default=0, ge=0, description="Rows of the train part, drawn at random; 0: all of them.")
     learning_rate: float = Field(default=1e-3, gt=0, lt=1, description="AdamW's learning rate at the start.")
     weight_decay: float = Field(default=1e-3, ge=0, description="AdamW's weight decay.")
     plm_mode: PlmMode = Field(default="frozen", description="What of the PLM is trained too.")

@@ -32,7 +32,7 @@ from components.training.launch import train_elsewhere
 from components.training.progress import Progress, inputs_digest
 from components.training.reader import FrozenReader, LiveReader, TextStates, open_reader
 from components.training.seeds import seed_everything
-from components.training.stage import LOSS, Stage
+from components.training.stage import LOSS, Stage, drawn_rows
 from components.training.tokens import TokenRows
 from components.training.warm import CANDIDATE, begin_with, champion_checkpoint
 
@@ -243,7 +243,7 @@ def reconstruct(
         found: dict[str, Any] = read_json(output / "health.json")
         return found
     data = TrainingSet.open(training_set).for_model(reads_history(backbone))
-    rows = _drawn(data, settings.rows, seed)
+    rows = drawn_rows(data, settings.rows, seed)
     texts = TokenRows.read(prompts, settings.plm, {"train": rows, "valid": None})
     seed_everything(seed)
     network = build_backbone(backbone, data.layout, model)
@@ -275,12 +275,3 @@ def reconstruct(
         save_model(output, network, meta, files, lambda folder: save_learnt(folder, tuned, settings, reader.digest))
     progress.clear()
     return health
-
-
-def _drawn(data: TrainingSet, count: int, seed: int) -> Tensor:
-    """The rows of the train part to learn from, ascending."""
-    rows = int(data.meta["rows"]["train"])
-    if not 0 < count < rows:
-        return torch.arange(rows)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    return order[:count].sort().values

@@ -30,7 +30,8 @@ class ProcessSettings(BaseModel):
 class StageSettings(ProcessSettings):
     """How long, in what batches and how fast a model learns before it learns from clicks."""
 
-    epochs: int = Field(default=1, ge=1, le=1000, description="Epochs over the train part.")
+    epochs: int = Field(default=1, ge=1, le=1000, description="Epochs over the rows.")
+    rows: int = Field(default=0, ge=0, description="Rows of the train part, drawn at random; 0: all of them.")
     batch_size: int = Field(default=1024, ge=2, le=65536, description="Rows of a batch, each other's negatives.")
     learning_rate: float = Field(default=5e-4, gt=0, lt=1, description="AdamW's learning rate after the warm-up.")
     weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay.")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components.dataset.training_set import TrainingSet
 from components.training.group import Group
 from components.training.loop import TrainingError
 from components.training.memory import keep_freed_memory
@@ -21,6 +22,15 @@ from components.training.settings import StageSettings
 
 #: The term that is minimised; the others are its parts.
 LOSS = "loss"
+
+
+def drawn_rows(data: TrainingSet, count: int, seed: int) -> Tensor:
+    """Rows of the train part to learn from [n], ascending: so many, drawn at random, or all of them for 0."""
+    rows = int(data.meta["rows"]["train"])
+    if not 0 < count < rows:
+        return torch.arange(rows)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
 
 
 class Stage(ABC):

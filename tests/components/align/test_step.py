@@ -104,6 +104,24 @@ def test_a_large_table_is_aligned_by_sparse_gradients(inputs, tmp_path, monkeypa
     assert load_model(tmp_path / "out").embedding.table.weight[0].abs().sum() == 0
 
 
+def test_fewer_rows_are_drawn_by_the_seed_and_nothing_else_is_read(inputs, tmp_path, monkeypatch):
+    seen = []
+    losses = Alignment.losses
+
+    def noted(self, rows):
+        seen.append(rows.tolist())
+        return losses(self, rows)
+
+    monkeypatch.setattr(Alignment, "losses", noted)
+    fewer = SETTINGS.model_copy(update={"epochs": 2, "rows": 2 * SETTINGS.batch_size + 1})
+    for name, seed in (("a", 1), ("b", 2)):
+        aligned(inputs, tmp_path / name, settings=fewer, seed=seed)
+    drawn = [{row for batch in part for row in batch} for part in (seen[:4], seen[4:])]
+    assert [len(batch) for batch in seen] == [SETTINGS.batch_size] * 8
+    assert all(len(rows) <= fewer.rows for rows in drawn)
+    assert drawn[0] != drawn[1]
+
+
 def test_neighbours_are_told_in_words(inputs, tmp_path):
     """A row that is near its own text says so; any other nearest text is one of the same part's rows."""
     folder, _ = inputs
