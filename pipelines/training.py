@@ -91,16 +91,20 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
 
         learnt: dict[str, Any] = {}
         begin: dict[str, Any] = {}
+        texts: dict[str, Any] = {}
         if method in PRETRAINED:
             begin = _pretrained(rows, pretrain)
         if method == FLIP:
             learnt = begin = _reconstructed(rows, shards, _machines(settings.reconstruct), prompt, reconstruct)
         if method in ALIGNED:
             on_align = _machines(settings.align)
-            learnt, begin = _aligned(rows, begin, shards, on_align, prompt=prompt, encode=encode, align=align)
+            learnt, begin, texts = _aligned(rows, begin, shards, on_align, prompt=prompt, encode=encode, align=align)
         on_training = _machines(settings.finetune)
         arms = _trained(rows, method, on_training, finetune, begin)
         reported = _reported(rows, settings, on_training, finetune, learnt)
+        if settings.finetune.map_rows:
+            # To score the newcomers with rows of theirs; no other evaluation is to fetch the embeddings.
+            reported |= texts
 
         evaluating = steps.evaluate(
             dataset=dataset, training_set=rows.training_set, arm=method, settings=evaluate, **arms, **reported
@@ -143,22 +147,23 @@ def _pretrained(rows: _Rows, settings: Any) -> dict[str, Any]:
 
 def _aligned(
     rows: _Rows, begin: Mapping[str, Any], shards: Any, on_align: Placed, prompt: Any, encode: Any, align: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Say the rows in words, encode them shard by shard, and align; what is registered, and what training begins with.
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Say the rows in words, encode them shard by shard, and align. The PLM is met here, and left here.
 
-    The PLM is met here, and left here.
+    Returns:
+        What is registered, what training begins with, and the texts with their embeddings.
     """
     prompts = on_cpu(steps.prompt_transform(training_set=rows.training_set, settings=prompt, shards=shards))
     texts = prompts.outputs["prompts"]
     with dsl.ParallelFor(prompts.outputs["Output"], name="shards", parallelism=100) as shard:
         encoded = on_gpu(steps.encode(prompts=texts, settings=encode, shard=shard, shards=shards))
     # One for each consumer: the compiler changes the object that it is handed.
-    shared, own = (dsl.Collected(encoded.outputs["embeddings"]) for _ in range(2))
+    shared, own, told = (dsl.Collected(encoded.outputs["embeddings"]) for _ in range(3))
     common = {"training_set": rows.training_set, "champion": rows.champion, "prompts": texts}
     pretrained = {"pretrained": begin["checkpoint"]} if begin else {}
     aligned = on_align(steps.align(embeddings=shared, settings=align, **common, **pretrained, **rows.architecture))
     learnt = {"prompts": texts, "checkpoint": aligned.outputs["checkpoint"]}
-    return learnt, {**learnt, "embeddings": own}
+    return learnt, {**learnt, "embeddings": own}, {"prompts": texts, "embeddings": told}
 
 
 def _reconstructed(rows: _Rows, shards: Any, on_training: Placed, prompt: Any, settings: Any) -> dict[str, Any]:

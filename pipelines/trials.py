@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.dataset import embeddings, prompts, training_set, vocabulary
-from components.dataset.bundle import ROW_MAPS
 from components.dataset.catalog import load_spec
 from components.dataset.errors import UserError
 from components.dataset.spec import IMPRESSION_ID, ITEM_KEY, DatasetSpec
@@ -293,22 +292,14 @@ def _train(trial: Trial, part: str) -> None:
 
 def _probabilities(trial: Trial, data: TrainingSet, part: str) -> Floats:
     """A part's probabilities [n]; where the arm has learnt to map rows, new users and items are given theirs."""
-    import torch
+    from components.evaluate.scoring import arm_scorer, maps_rows, scores_with_new_rows, text_scores
 
-    from components.evaluate.scoring import sound, text_scores
-    from components.training.checkpoints import load_model
-    from components.training.device import pick_device
-    from components.training.growth import NewRows, grown_for
-    from components.training.loop import predict
-    from components.training.texts import read_texts
-
-    if strategy_of(trial.arm, trial.settings) != ID:
-        return text_scores(trial.arm, trial.trained, trial.prompts, data, part)
-    model, vocabulary = load_model(trial.trained), data.vocabulary
-    if (trial.trained / ROW_MAPS).is_file():
+    arm, checkpoint = trial.arm, trial.trained
+    settings = trial.settings.evaluate.model_copy(update={"threads": 1})
+    if strategy_of(arm, trial.settings) != ID:
+        return text_scores(arm, checkpoint, trial.prompts, data, part)
+    if maps_rows(checkpoint):
         assert trial.prompts and trial.embeddings  # noqa: S101  (maps of rows were learnt from them)
-        texts, _ = read_texts(trial.prompts, [trial.embeddings], torch.device("cpu"))
-        model, vocabulary = grown_for(model, NewRows.load(trial.trained), data, texts, part)
-    table = data.table(part, list(vocabulary.columns))
-    ids = vocabulary.encode({name: table[name] for name in table.column_names})
-    return sound(f"arm '{trial.arm}'", predict(model.to(pick_device()), ids))
+        texts = trial.prompts, [trial.embeddings]
+        return scores_with_new_rows(arm, checkpoint, *texts, data, part, settings.batch_size).probabilities
+    return arm_scorer(arm, checkpoint, data.layout, settings)(data.arrays(part).ids)

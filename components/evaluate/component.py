@@ -21,6 +21,7 @@ def evaluate(
     plm: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
     both: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045
     prompts: Optional[dsl.Input[dsl.Dataset]] = None,  # noqa: UP045
+    embeddings: Optional[dsl.Input[list[dsl.Artifact]]] = None,  # noqa: UP045
 ) -> None:
     """Score every arm, and the registered champion, on the same test rows.
 
@@ -36,7 +37,8 @@ def evaluate(
         aligned: The aligned arm's model, where there is one.
         plm: The model of the language model alone, where it is reported.
         both: The model of both halves, where it is reported.
-        prompts: The prompt_transform step's folder, which these two read.
+        prompts: The prompt_transform step's folder, for these two and for rows of new users and items; or none.
+        embeddings: The encode step's folders, for rows of new users and items; or none.
     """
     from pathlib import Path
 
@@ -46,7 +48,7 @@ def evaluate(
     given |= {arm: collaborative} if arm == "collaborative" else {}
     arms = {name: Path(model.path) for name, model in given.items() if model}
     rows, output = Path(training_set.path), Path(evaluation.path)
-    texts = Path(prompts.path) if prompts else None
+    texts, shards = Path(prompts.path) if prompts else None, [Path(part.path) for part in embeddings or []]
     with step("evaluate", output, [rows, *arms.values()]):
         from components.evaluate.faces import log_metrics
         from components.evaluate.settings import EvaluateSettings
@@ -54,5 +56,5 @@ def evaluate(
         from components.registry.client import champion_of
 
         with champion_of(dataset) as champion:
-            results = evaluate(rows, arms, arm, output, EvaluateSettings(**settings), champion, texts)
+            results = evaluate(rows, arms, arm, output, EvaluateSettings(**settings), champion, texts, shards)
         log_metrics(results, metrics, roc)

@@ -23,6 +23,9 @@ def log_metrics(results: Mapping[str, Any], metrics: Any, roc: Any) -> None:
     content = results["arms"][candidate]
     shown = {name: content[name] for name in SHOWN}
     shown |= {f"auc_{name}": content["slices"][name]["auc"] for name in ("warm", "cold")}
+    if grown := content.get("with_new_rows"):
+        cold = grown["slices"]["cold"]
+        shown |= {"auc_with_new_rows": grown["auc"], "auc_cold_with_new_rows": cold["auc"]}
     for name, compared in (("lift_over_collaborative", results["lift"]), ("lift_over_champion", _over(results))):
         shown[name] = compared["overall"]["auc_difference"] if compared else None
     for name, value in shown.items():

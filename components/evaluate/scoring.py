@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from components.dataset.bundle import Bundle, BundleError
+from components.dataset.bundle import ROW_MAPS, Bundle, BundleError
 from components.dataset.errors import UserError
 from components.dataset.layout import InputLayout
 from components.dataset.training_set import TrainingSet
@@ -24,6 +24,14 @@ Scorer = Callable[[npt.NDArray[Any]], Floats]
 
 class ScoreError(ValueError):
     """An arm's model gave something that is no probability; none of its metrics could be trusted."""
+
+
+@dataclass(frozen=True)
+class WithNewRows:
+    """An arm's probabilities with rows for a part's new users and items, and by side how many rows that are."""
+
+    probabilities: Floats
+    new: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, settings: Evalua
         torch.set_num_threads(settings.threads)
     model = load_model(checkpoint)
     if model.layout != (layout if model.reads_history else layout.without_history()):
-        raise UserError(f"arm '{arm}': {checkpoint} was trained on another training set; run finetune again")
+        raise _stranger(arm, checkpoint)
     model = model.to(pick_device())
 
     def score(ids: npt.NDArray[Any]) -> Floats:
@@ -59,6 +67,64 @@ def arm_scorer(arm: str, checkpoint: Path, layout: InputLayout, settings: Evalua
         return sound(f"arm '{arm}'", predict(model, ids[:, : model.layout.width], settings.batch_size))
 
     return score
+
+
+def maps_rows(checkpoint: Path) -> bool:
+    """Whether an arm has learnt to make rows of new users' or items' texts."""
+    return (checkpoint / ROW_MAPS).is_file()
+
+
+def scores_with_new_rows(
+    arm: str, checkpoint: Path, prompts: Path, embeddings: list[Path], data: TrainingSet, part: str, batch_size: int
+) -> WithNewRows:
+    """Score a part's rows as a materialisation after that part would have them scored.
+
+    Every user and item of the part that the vocabulary does not know gets the row that the arm's map makes of its
+    text; whoever is known is scored as before. No label is read.
+
+    Args:
+        arm: The arm's name.
+        checkpoint: Folder of its finetuned checkpoint, with the maps beside it.
+        prompts: The prompt_transform step's folder.
+        embeddings: The encode step's folders.
+        data: The training set.
+        part: train, valid or test.
+        batch_size: Rows scored at once.
+
+    Raises:
+        UserError: the arm was trained on another training set, or has no maps, or the embeddings are not the prompts'.
+        ScoreError: a score is NaN or no probability.
+    """
+    import torch
+
+    from components.training.checkpoints import load_model
+    from components.training.device import pick_device
+    from components.training.growth import NewRows, grown_for
+    from components.training.loop import predict
+    from components.training.texts import read_texts
+
+    model, maps = load_model(checkpoint), NewRows.load(checkpoint)
+    data = data.for_model(model.reads_history)
+    if model.layout != data.layout:
+        raise _stranger(arm, checkpoint)
+    # Growing copies single rows: only the scoring is worth a device.
+    texts, _ = read_texts(prompts, embeddings, torch.device("cpu"))
+    grown, vocabulary = grown_for(model, maps, data, texts, part)
+    new = {side: _values(vocabulary.layout, side) - _values(data.layout, side) for side in sorted(maps.sides)}
+    table = data.table(part, list(vocabulary.columns))
+    ids = vocabulary.encode({name: table[name] for name in table.column_names})
+    return WithNewRows(sound(f"arm '{arm}'", predict(grown.to(pick_device()), ids, batch_size)), new)
+
+
+def _values(layout: InputLayout, side: str) -> int:
+    """How many values the id of a side has."""
+    from components.training.newcomers import id_field
+
+    return id_field(layout, side).slots.size
+
+
+def _stranger(arm: str, checkpoint: Path) -> UserError:
+    return UserError(f"arm '{arm}': {checkpoint} was trained on another training set; run finetune again")
 
 
 def text_scores(arm: str, checkpoint: Path, prompts: Path | None, data: TrainingSet, part: str) -> Floats:
@@ -77,7 +143,7 @@ def text_scores(arm: str, checkpoint: Path, prompts: Path | None, data: Training
     learner = load_text_learner(checkpoint, prompts, part, pick_device())
     data = data.for_model(learner.model.reads_history)
     if learner.model.layout != data.layout:
-        raise UserError(f"arm '{arm}': {checkpoint} was trained on another training set; run finetune again")
+        raise _stranger(arm, checkpoint)
     return sound(f"arm '{arm}'", learner.predict(part, data.arrays(part).ids))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from components.dataset.spec import IMPRESSION_ID
 from components.dataset.training_set import SplitArrays, TrainingSet
 from components.evaluate.degradation import degradation
 from components.evaluate.lift import COLLABORATIVE, cost, lift
-from components.evaluate.scoring import Champion, arm_scorer, score_champion, scores_with_text, text_scores
+from components.evaluate.scoring import (
+    Champion,
+    WithNewRows,
+    arm_scorer,
+    maps_rows,
+    score_champion,
+    scores_with_new_rows,
+    scores_with_text,
+    text_scores,
+)
 from components.evaluate.settings import EvaluateSettings
 from components.evaluate.slices import Mask, slices
 from components.evaluate.summary import curves, summarise
@@ -30,6 +39,8 @@ Content = dict[str, Any]
 TEST = "test"
 CHAMPION = "champion"
 SAMPLE = "sample"
+#: What is said of an arm once the test part's newcomers have rows.
+NEW_ROWS = "with_new_rows"
 
 
 @dataclass(frozen=True)
@@ -67,20 +78,28 @@ def evaluate(
     settings: EvaluateSettings,
     champion: Path | None = None,
     prompts: Path | None = None,
+    embeddings: Sequence[Path] = (),
 ) -> Content:
     """Measure the arms on the test part and write the evaluation's folder.
+
+    Every arm is measured as it is served on the day of training: whoever training did not show is unknown, and that
+    is what the gate judges. An arm that has learnt to make rows of texts is also measured with rows for the test
+    part's new users and items, as a materialisation will give them (`with_new_rows`), if their texts are at hand.
 
     Args:
         training_set: Folder of the retrieve step.
         arms: Each arm's name and the folder of its finetuned checkpoint.
         candidate: The arm that would be promoted.
-        output: Folder written: metrics.json, curves.json, lift.json, degradation.json, scores_<arm>.parquet.
+        output: Folder written: metrics.json, curves.json, lift.json, degradation.json, scores_<arm>.parquet, and
+            scores_<arm>_with_new_rows.parquet.
         settings: How to measure.
         champion: Folder of the registered champion's bundle, where there is one.
-        prompts: The prompt_transform step's folder, for arms that score with the PLM.
+        prompts: The prompt_transform step's folder, for arms that score with the PLM or make rows of texts.
+        embeddings: The encode step's folders, for arms that make rows of texts.
 
     Returns:
-        The content of metrics.json, and of curves.json under 'curves'.
+        The content of metrics.json, and of curves.json under 'curves'. Of an arm with new rows `with_new_rows` holds
+        what is said of every arm, and `new`: the rows given, by side; and so does its lift.
 
     Raises:
         UserError: the candidate is no arm, or scores with the PLM, or an arm belongs to another training set.
@@ -97,23 +116,51 @@ def evaluate(
     }
     scores = {arm: scorer(rows.arrays.ids) for arm, scorer in scorers.items()}
     scores |= {arm: text_scores(arm, arms[arm], prompts, rows.data, TEST) for arm in arms if arm in by_text}
+    grown = _grown(rows, arms, prompts, embeddings)
     beaten = None if champion is None else score_champion(champion, rows.data.table(TEST), settings.batch_size)
-    content = _metrics(rows, scores, candidate, beaten)
+    content = _metrics(rows, scores, grown, candidate, beaten)
     if beaten is not None and beaten.probabilities is not None:
         scores[CHAMPION] = beaten.probabilities
     drawn = _curves(rows, scores)
     worse = degradation(rows.data, rows.arrays, scorers[candidate], settings) if settings.degradation else None
-    ledger = {**_ledger(rows, scores, content), "cost": cost(steps_behind([training_set, *arms.values()]))}
+    ledger = {**_ledger(rows, scores, grown, content), "cost": cost(steps_behind([training_set, *arms.values()]))}
+    scores |= {f"{arm}_{NEW_ROWS}": found.probabilities for arm, found in grown.items()}
     _write(output, rows, scores, {"metrics": content, "curves": drawn, "lift": ledger, "degradation": worse})
     return {**content, "curves": drawn}
 
 
-def _metrics(rows: _Rows, scores: Mapping[str, Floats], candidate: str, champion: Champion | None) -> Content:
+def _grown(
+    rows: _Rows, arms: Mapping[str, Path], prompts: Path | None, embeddings: Sequence[Path]
+) -> dict[str, WithNewRows]:
+    """The scores of the arms that make rows of texts, with rows for the test part's newcomers."""
+    able = {arm: path for arm, path in arms.items() if maps_rows(path)}
+    if not able:
+        return {}
+    if prompts is None or not embeddings:
+        log.warning("arm %s makes rows of texts, and is given none: no scores with new rows", ", ".join(able))
+        return {}
+    given = prompts, list(embeddings), rows.data, TEST, rows.settings.batch_size
+    return {arm: scores_with_new_rows(arm, path, *given) for arm, path in able.items()}
+
+
+def _metrics(
+    rows: _Rows,
+    scores: Mapping[str, Floats],
+    grown: Mapping[str, WithNewRows],
+    candidate: str,
+    champion: Champion | None,
+) -> Content:
     found = {arm: rows.summary(values) for arm, values in scores.items()}
     for arm, summary in found.items():
         log.info("arm %s: AUC %s on %d test rows", arm, _said(summary["auc"]), summary["rows"])
-    over = COLLABORATIVE if COLLABORATIVE in scores and candidate != COLLABORATIVE else None
-    gain = None if over is None else {"over": over, **rows.lift(scores[candidate], scores[over])}
+    for arm, larger in grown.items():
+        summary = {"new": larger.new, **rows.summary(larger.probabilities)}
+        new = ", ".join(f"{count} new {side}s" for side, count in larger.new.items())
+        said = (_said(of["auc"]) for of in (summary, summary["slices"]["cold"], found[arm]["slices"]["cold"]))
+        log.info("arm %s with rows for %s: AUC %s; on cold rows %s, without them %s", arm, new, *said)
+        found[arm][NEW_ROWS] = summary
+    compared = COLLABORATIVE in scores and candidate != COLLABORATIVE
+    gain = {"over": COLLABORATIVE, **_lift(rows, scores, grown, candidate)} if compared else None
     return {
         "dataset": rows.data.spec.name,
         "rows": len(rows.arrays.labels),
@@ -123,6 +170,13 @@ def _metrics(rows: _Rows, scores: Mapping[str, Floats], candidate: str, champion
         "champion": None if champion is None else _champion(rows, scores[candidate], champion),
         "bayes_auc": bayes_auc(rows.data, rows.arrays, rows.impressions),
     }
+
+
+def _lift(rows: _Rows, scores: Mapping[str, Floats], grown: Mapping[str, WithNewRows], arm: str) -> Content:
+    """The lift of an arm over the collaborative-only one, and its lift with new rows where it has any."""
+    base = scores[COLLABORATIVE]
+    more = {NEW_ROWS: rows.lift(grown[arm].probabilities, base)} if arm in grown else {}
+    return {**rows.lift(scores[arm], base), **more}
 
 
 def _said(value: float | None) -> str:
@@ -167,11 +221,11 @@ def _curves(rows: _Rows, scores: Mapping[str, Floats]) -> Content:
     return {"arms": drawn, "champion": champion}
 
 
-def _ledger(rows: _Rows, scores: Mapping[str, Floats], content: Content) -> Content:
+def _ledger(rows: _Rows, scores: Mapping[str, Floats], grown: Mapping[str, WithNewRows], content: Content) -> Content:
     """The lift of every arm over the collaborative-only one."""
     others = [arm for arm in content["arms"] if arm != COLLABORATIVE] if COLLABORATIVE in scores else []
     known = {content["candidate"]: content["lift"]}
-    lifts = {arm: known.get(arm) or rows.lift(scores[arm], scores[COLLABORATIVE]) for arm in others}
+    lifts = {arm: known.get(arm) or _lift(rows, scores, grown, arm) for arm in others}
     return {"over": COLLABORATIVE, "candidate": content["candidate"], "arms": lifts}
 
 

@@ -119,15 +119,34 @@ def _named_curves(curves: Content, kind: str) -> dict[str, Content]:
     return {name: of[kind] for name, of in {**curves["arms"], **champion}.items() if of.get(kind)}
 
 
+def arms(metrics: Content) -> dict[str, Content]:
+    """Figures by the name of the arm; behind an arm those that it has with new rows, if it makes any."""
+    found: dict[str, Content] = {}
+    for name, figures in metrics["arms"].items():
+        found[name] = figures
+        if "with_new_rows" in figures:
+            found[f"{name} with new rows"] = figures["with_new_rows"]
+    return found
+
+
 def scored(metrics: Content) -> dict[str, Content]:
     """Figures by the name of the arm, the champion's last where it could be scored."""
     champion = metrics.get("champion")
-    return {**metrics["arms"], **({CHAMPION: champion} if champion and champion.get("compatible") else {})}
+    return {**arms(metrics), **({CHAMPION: champion} if champion and champion.get("compatible") else {})}
+
+
+def newcomers(metrics: Content) -> dict[str, str]:
+    """For each arm that is also scored with new rows, for whom they are, in words."""
+    grown = {name: figures["with_new_rows"] for name, figures in metrics["arms"].items() if "with_new_rows" in figures}
+    return {
+        name: " and ".join(f"{count:,} new {side}s" for side, count in found["new"].items())
+        for name, found in grown.items()
+    }
 
 
 def slice_table(metrics: Content) -> list[dict[str, Any]]:
     """For each slice with rows: its name, rows, and AUC by arm."""
-    arms = scored(metrics)
+    columns = scored(metrics)
     known = metrics["arms"][metrics["candidate"]]["slices"]
     ordered = [*(name for name in SLICES if name in known), *(name for name in known if name not in SLICES)]
     return [
@@ -135,7 +154,7 @@ def slice_table(metrics: Content) -> list[dict[str, Any]]:
             "name": SLICES.get(name, name),
             "rows": known[name]["rows"],
             "label_rate": known[name].get("label_rate"),
-            "auc": {arm: figures["slices"].get(name, {}).get("auc") for arm, figures in arms.items()},
+            "auc": {arm: figures["slices"].get(name, {}).get("auc") for arm, figures in columns.items()},
         }
         for name in ordered
         if known[name]["rows"]

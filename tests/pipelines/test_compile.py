@@ -364,6 +364,20 @@ def test_what_several_machines_train_asks_for_no_gpu_of_its_own(tmp_path):
     assert finetune["resources"]["accelerator"]["resourceType"] == GPU
 
 
+@pytest.mark.parametrize(
+    ("changes", "fetched"),
+    [([], set()), (["finetune.map_rows=[item]", "finetune.hidden_items=0.3"], {"prompts", "embeddings"})],
+)
+def test_only_who_makes_rows_of_texts_is_evaluated_with_them(tmp_path, changes, fetched):
+    compiler.Compiler().compile(training_pipeline(parse_settings({}, changes)), str(tmp_path / "out.yaml"))
+    spec = next(yaml.safe_load_all((tmp_path / "out.yaml").read_text()))
+    assert faults(spec) == []
+    tasks = spec["root"]["dag"]["tasks"]
+    given, learnt = (tasks[name]["inputs"]["artifacts"] for name in ("evaluate", "finetune-2"))
+    assert set(given) == {"training_set", "collaborative", "aligned", *fetched}
+    assert all(given[name] == learnt[name] for name in fetched), "the very texts that the maps were learnt from"
+
+
 def with_strategies(**more: Any) -> dict[str, Any]:
     return {"method": "flip", "strategies": ["id", "plm", "both"], **more}
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from components.dataset.bundle import Bundle
 from components.dataset.errors import UserError
 from components.dataset.prompts import PromptSet
+from components.dataset.training_set import TrainingSet
+from components.evaluate.scoring import score_champion
 from components.models.plm import PlmSpec
 from components.prompt_transform.newcomers import newcomers
 from components.registry import client
@@ -27,23 +31,44 @@ from tests.serving.conftest import started
 
 pytestmark = pytest.mark.slow
 
+#: An item that only the test part shows, and one that comes after the run.
+LATE = {"sku": "s899", "colours": "blue|shiny", "price": 7.5, "title": "A blue thing, number 899 größe 2"}
 NEW = {"sku": "s900", "colours": "red|shiny", "price": 12.5, "title": "A red thing, number 900 größe 1"}
 PAIRS = [("c1", "s1"), ("c2", "s3"), ("c1", "s900"), ("c900", "s2")]
 
 
 @pytest.fixture
 def shop(tmp_path):
-    """A shop with a deployed champion that can make rows, and since then a new item and a new user in its files."""
+    """A shop with a deployed champion that can make rows, and since then a new item and a new user in its files.
+
+    It comes with what the run has printed.
+    """
     spec, home = write_shop(tmp_path), tmp_path / "home"
+    show_late(tmp_path)
     maps = ("--set", "finetune.map_rows=[user, item]", "--set", "finetune.hidden_items=0.3")
     done = tandem("run", "--dataset", spec, "--json", *QUICKLY, *maps, home=home)
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "items.jsonl").open("a") as file:
-        file.write(json.dumps(NEW, ensure_ascii=False) + "\n")
+    result = json.loads(done.stdout.splitlines()[-1])
+    append_item(tmp_path, NEW)
     with (tmp_path / "users.csv").open("a") as file:
         file.write("c900,F\n")
     with own_registry(home):
-        yield tmp_path
+        yield tmp_path, result
+
+
+def append_item(folder, item):
+    with (folder / "items.jsonl").open("a") as file:
+        file.write(json.dumps(item, ensure_ascii=False) + "\n")
+
+
+def show_late(folder):
+    """Of the log's last 60 impressions every third is one of LATE."""
+    append_item(folder, LATE)
+    lines = (folder / "clicks.csv").read_text().splitlines()
+    for place in range(len(lines) - 60, len(lines), 3):
+        user, _, *rest = lines[place].split(",")
+        lines[place] = ",".join([user, LATE["sku"], *rest])
+    (folder / "clicks.csv").write_text("\n".join(lines) + "\n")
 
 
 def scores(service):
@@ -79,7 +104,23 @@ def mapped_score(shop, folder, text):
         return float(torch.sigmoid(model.logits(model.interact(embedded, ids))))
 
 
+def told_beforehand(result, folder):
+    """The test part, and what the run's evaluation says of it with rows for its newcomers."""
+    arm = result["arms"]["ctrl"]
+    assert arm["with_new_rows"]["new"] == {"item": 1, "user": 0}
+    assert arm["with_new_rows"]["slices"]["new_items"]["rows"] == 20
+    assert arm["with_new_rows"]["slices"]["warm"] == pytest.approx(arm["slices"]["warm"], abs=1e-6)
+    assert arm["with_new_rows"]["slices"]["new_items"]["logloss"] != arm["slices"]["new_items"]["logloss"]
+    assert "1 new items and 0 new users of the test part have rows" in Path(result["paths"]["report"]).read_text()
+    assert "arm ctrl with rows for 1 new items, 0 new users: AUC" in Path(result["paths"]["log"]).read_text()
+    scores = pq.read_table(Path(result["paths"]["evaluation"]) / "scores_ctrl_with_new_rows.parquet")
+    (training_set,) = (folder / "home/runs").glob("*/artifacts/*/retrieve/training_set")
+    return TrainingSet.open(training_set).table("test"), scores["probability"].to_numpy()
+
+
 def test_newcomers_get_rows_that_the_running_service_takes_up(shop, tmp_path):
+    shop, result = shop
+    rows, foretold = told_beforehand(result, shop)
     with started(shop, tmp_path / "log", poll=0.1) as service:
         strange = scores(service)
         assert [cold for _, cold in strange] == [(), (), ("item",), ("user",)]
@@ -87,17 +128,19 @@ def test_newcomers_get_rows_that_the_running_service_takes_up(shop, tmp_path):
         done = tandem("materialize", "--rows", "--dataset", shop / "shop.yaml", "--json", home=shop / "home")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["rows"] == {
-            "new": {"user": 1, "item": 1},
+            "new": {"user": 1, "item": 2},
             "grown_from": "1",
             "version": "2",
         }
         assert said("shop")[-1] == ("rows added", "2")
         (run,) = (shop / "home/runs").glob("materialize-*/artifacts/*")
         texts = PromptSet.open(run / "newcomers/prompts").texts().to_pydict()
-        text = texts["text"][texts["side"].index("item")]
-        assert "A red thing, number 900" in text
-        # Another woman is said in the same words as those in training: the contract is the same to the letter.
-        assert read_json(run / "encode/embeddings/meta.json")["cache"]["hits"] == 1
+        (text,) = [text for text in texts["text"] if "A red thing, number 900" in text]
+        # Another woman is said in the same words as those in training: the contract is the same to the letter. And
+        # the item that the test part showed has been encoded with it.
+        assert read_json(run / "encode/embeddings/meta.json")["cache"]["hits"] == 2
+        larger = client.fetch(client.version_of("shop", "2"), tmp_path / "larger")
+        assert score_champion(larger, rows, 64).probabilities == pytest.approx(foretold, abs=1e-5)
 
         follow(shop, service, "2")
         known = scores(service)

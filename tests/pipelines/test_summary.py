@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.local import RunResult
 from pipelines.summary import show
-from tests.components.register.making import metrics
+from tests.components.register.making import figures, metrics
 
 CARD = (
     "# Rejected: ctrl on shop\n\n- AUC is 0.5100; asked: >= 0.55\n\n| check | value |\n|---|---:|\n| AUC | 0.5100 |\n"
@@ -38,6 +38,15 @@ def test_arms_card_and_pointers_are_printed(result, capsys):
         assert result.paths[path] in printed
     assert "mlflow ui --backend-store-uri sqlite:///" in printed
     assert "make serve" in printed
+
+
+def test_new_rows_have_a_line_of_their_own(result, capsys):
+    result.metrics["arms"]["ctrl"]["with_new_rows"] = {"new": {"item": 3}, **figures(0.7654)}
+    show(result)
+    table = capsys.readouterr().out.split("Rejected")[0]
+    names = ("collaborative", "ctrl ", "ctrl with new rows")
+    lines = [next(line for line in table.splitlines() if name in line) for name in names]
+    assert [("0.7654" in line, "0.6900" in line) for line in lines] == [(False, True), (False, False), (True, False)]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_the_candidate_is_logged(data):
     assert all(math.isfinite(value) for point in points for value in point.values())
 
 
+def test_new_rows_are_logged_beside_what_is_served(data):
+    content = results(data)
+    plain, _ = log(content)
+    arm = content["arms"]["ctrl"]
+    grown = {**arm, "auc": 0.75, "slices": {**arm["slices"], "cold": {**arm["slices"]["cold"], "auc": 0.625}}}
+    arm["with_new_rows"] = {"new": {"item": 4}, **grown}
+    metrics, _ = log(content)
+    assert metrics == plain | {"auc_with_new_rows": 0.75, "auc_cold_with_new_rows": 0.625}
+
+
 def test_one_class_logs_what_there_is(data):
     metrics, roc = log(results(data, one_class=True))
     assert set(metrics) == {"logloss"}

@@ -9,7 +9,7 @@ from components.register.gate import judge
 from components.register.report import SECTIONS, Findings, Outcome, render
 from components.register.settings import GateSettings, RunInfo
 from components.run import STEPS, StepRecord, read_json, write_json
-from tests.components.register.making import champion, figures, lines, metrics
+from tests.components.register.making import champion, figures, lift, lines, metrics
 
 RUN = RunInfo(
     run_id="r1",
@@ -130,6 +130,26 @@ def test_every_piece_has_its_section(pieces, bundle):
     assert "into 256 tokens: 7,001 older titles are left out" in html
     assert "5 texts from the cache" in html
     assert "2.5 GPU-seconds, 0.5 were spent" in html
+
+
+def with_new_rows(**more):
+    """The content of metrics.json of a candidate that makes rows of texts."""
+    grown = {"new": {"item": 1234, "user": 5}, **figures(0.7654)}
+    gain = metrics()["lift"]
+    return metrics(figures(0.7, with_new_rows=grown), lift={**gain, "with_new_rows": lift(0.0654)}, **more)
+
+
+def test_new_rows_stand_beside_what_is_served(made, bundle, tmp_path):
+    write_json(tmp_path / "metrics.json", with_new_rows(champion=champion(0.02)))
+    html = rendered(Findings.read(made.training_set, tmp_path, {}), read_json(bundle / "manifest.json"))
+    parsed(html)
+    arms = re.findall(r"<tr[^>]*><td>([^<]+)</td>\s*<td class=\"n\">(0\.\d+)</td>", html.split('id="arms"')[1])
+    names = [("collaborative", "0.6900"), ("ctrl (candidate)", "0.7000"), ("ctrl with new rows", "0.7654")]
+    assert arms[:4] == [*names, ("champion", "0.6900")]
+    assert "1,234 new items and 5 new users of the test part have rows made of their texts" in html
+    assert '<th class="n">AUC ctrl with new rows</th>' in html
+    assert "<td>cold (1,000), with new rows</td>" in html
+    assert "+0.0654" in html
 
 
 def test_nothing_comes_from_the_network(pieces, bundle):
