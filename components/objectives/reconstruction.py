@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components.objectives.words import word_loss
+
 
 class InstanceHead(nn.Module):
     """One side of the contrast between instances: linear, GELU, linear, dropout, residual, layer norm."""
@@ -46,17 +48,23 @@ class TokenHead(nn.Module):
         self.decoder = None if tied else nn.Parameter(decoder.clone())
         self.bias = nn.Parameter(bias.clone())
 
-    def forward(self, states: Tensor, table: Tensor, words: Tensor | None = None) -> Tensor:
-        """Logits [h, words] of hidden tokens' states [h, width] and of their rows' table vectors [h, table width].
+    def forward(self, states: Tensor, table: Tensor, truth: Tensor, words: Tensor | None = None) -> Tensor:
+        """The sum of the cross-entropies of hidden tokens.
+
+        Args:
+            states: Their states [h, width].
+            table: The table vectors of their rows [h, table width].
+            truth: Their words [h], as places in the vocabulary.
+            words: The words' rows [words, d], where the head is tied.
 
         Raises:
-            ValueError: the head is tied, and is not given the words' rows [words, d].
+            ValueError: the head is tied, and is not given the words' rows.
         """
         rows = words if self.decoder is None else self.decoder
         if rows is None:
             raise ValueError("a tied head needs the words' rows")
         fused = self.dropout(torch.tanh(self.fuse(torch.cat([states, table], dim=1))))
-        return functional.linear(fused, rows, self.bias)
+        return word_loss(fused, rows, self.bias, truth)
 
 
 class FieldHead(nn.Module):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from components.models.base import CollaborativeModel
 from components.models.plm import own_decoder
@@ -73,7 +72,7 @@ class Heads(nn.Module):
         return info_nce_of(group, whole, *similarities, self.settings.temperature, same)
 
     def masked_words(self, states: Tensor, table: Tensor, truth: Tensor, rows: Callable[[], Tensor]) -> Tensor:
-        """Cross-entropies [h] of hidden tokens.
+        """The sum of the cross-entropies of hidden tokens.
 
         Args:
             states: Their states [h, text width].
@@ -83,8 +82,8 @@ class Heads(nn.Module):
         """
         table = table if self.settings.cross_modal else torch.zeros_like(table)
         words = rows()[self.words] if self.tied else None
-        logits = self.tokens(states, table, words)
-        return functional.cross_entropy(logits, self.places[truth], reduction="none")
+        total: Tensor = self.tokens(states, table, self.places[truth], words)
+        return total
 
     def masked_fields(
         self, table: Tensor, states: Tensor, there: Tensor, fields: HiddenFields, noise: Tensor

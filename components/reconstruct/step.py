@@ -118,7 +118,7 @@ class Reconstruction(Stage):
             text, table = self._project(read, clean)
             found[ICL] = self.heads.contrast(text, table, self._same(part, mine, rows), group, whole)
         if MLM in self.tasks:
-            found[MLM] = self._masked_words(words.of(share), clean).sum() / words.count
+            found[MLM] = self._masked_words(words.of(share), clean) / words.count
         if MTM in self.tasks:
             before = int(fields.hidden[: share.start].sum())
             own = fields.of(share)

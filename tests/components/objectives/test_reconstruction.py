@@ -53,10 +53,12 @@ def test_a_word_is_told_from_its_state_and_its_row():
     decoder, bias = torch.randn(7, TEXT), torch.randn(7)
     made = TokenHead(TEXT, TABLE, decoder, bias, 0.0, tied=False)
     states, table = torch.randn(ROWS, TEXT), torch.randn(ROWS, TABLE)
-    expected = torch.tanh(made.fuse(torch.cat([states, table], 1))) @ decoder.T + bias
-    torch.testing.assert_close(made(states, table), expected)
-    assert not torch.allclose(made(states, table), made(states, torch.zeros_like(table)))
-    made(states, table).sum().backward()
+    truth = torch.arange(ROWS)
+    logits = torch.tanh(made.fuse(torch.cat([states, table], 1))) @ decoder.T + bias
+    expected = -torch.log_softmax(logits, 1)[torch.arange(ROWS), truth].sum()
+    torch.testing.assert_close(made(states, table, truth), expected)
+    assert not torch.allclose(made(states, table, truth), made(states, torch.zeros_like(table), truth))
+    made(states, table, truth).backward()
     assert made.decoder.grad.abs().sum() > 0
 
 
@@ -67,8 +69,8 @@ def test_a_tied_decoder_is_the_plms_own_tensor():
     assert made.decoder is None
     states, table = torch.randn(ROWS, TEXT), torch.randn(ROWS, TABLE)
     with pytest.raises(ValueError, match="words' rows"):
-        made(states, table)
-    made(states, table, words).square().sum().backward()
+        made(states, table, torch.arange(ROWS))
+    made(states, table, torch.arange(ROWS), words).backward()
     assert words.grad.abs().sum() > 0
 
 
