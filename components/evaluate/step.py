@@ -82,9 +82,10 @@ def evaluate(
 ) -> Content:
     """Measure the arms on the test part and write the evaluation's folder.
 
-    Every arm is measured as it is served on the day of training: whoever training did not show is unknown, and that
-    is what the gate judges. An arm that has learnt to make rows of texts is also measured with rows for the test
-    part's new users and items, as a materialisation will give them (`with_new_rows`), if their texts are at hand.
+    Every arm is measured as it is served on the day of training: whoever training did not show is unknown. An arm that
+    has learnt to make rows of texts is also measured with rows for the test part's new users and items, as a
+    materialisation will give them (`with_new_rows`), if their texts are at hand. The gate judges the former, but for
+    the lift over a champion that has been given such rows.
 
     Args:
         training_set: Folder of the retrieve step.
@@ -167,7 +168,7 @@ def _metrics(
         "candidate": candidate,
         "arms": found,
         "lift": gain,
-        "champion": None if champion is None else _champion(rows, scores[candidate], champion),
+        "champion": None if champion is None else _champion(rows, scores[candidate], grown.get(candidate), champion),
         "bayes_auc": bayes_auc(rows.data, rows.arrays, rows.impressions),
     }
 
@@ -183,16 +184,21 @@ def _said(value: float | None) -> str:
     return "undefined (one class)" if value is None else f"{value:.4f}"
 
 
-def _champion(rows: _Rows, candidate: Floats, champion: Champion) -> Content:
-    """The champion's metrics on the candidate's rows and the candidate's lift over it, or why there are none."""
+def _champion(rows: _Rows, candidate: Floats, larger: WithNewRows | None, champion: Champion) -> Content:
+    """The champion's metrics on the candidate's rows and the candidate's lift over it, or why there are none.
+
+    A champion that a materialisation has given rows since knows users and items that are new to both trainings; the
+    candidate is then compared with the rows that it would be given (`with_new_rows` of the result).
+    """
     names = {key: champion.manifest.get(key) for key in ("name", "run_id", "backbone", "arm")}
     if champion.probabilities is None:
         log.warning("the champion cannot be compared: %s", champion.reason)
         return {**names, "compatible": False, "reason": champion.reason, "lift": None}
     summary = rows.summary(champion.probabilities)
     log.info("champion: AUC %s on the same rows", _said(summary["auc"]))
-    gain = rows.lift(candidate, champion.probabilities)
-    return {**names, "compatible": True, "reason": None, **summary, "lift": gain}
+    grown = champion.manifest.get("lineage", {}).get("rows") is not None and larger is not None
+    gain = rows.lift(larger.probabilities if grown and larger else candidate, champion.probabilities)
+    return {**names, "compatible": True, "reason": None, **summary, "lift": gain, NEW_ROWS: grown}
 
 
 def bayes_probabilities(data: TrainingSet, impressions: Any) -> Floats | None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from components.dataset.bundle import Bundle, write_manifest
 from components.dataset.embeddings import write_embeddings
 from components.dataset.errors import UserError
 from components.dataset.layout import UNKNOWN
@@ -28,7 +29,7 @@ from components.training.newcomers import id_field
 from pipelines.settings import RunSettings
 from pipelines.trials import Trial, tasks_of
 from tests.components.dataset.test_embeddings import META
-from tests.components.evaluate.logs import table, training_set
+from tests.components.evaluate.logs import table, training_set, weights_of, write_bundle
 
 SETTINGS = EvaluateSettings(resamples=50, degradation=False, threads=1)
 CONFIG = BackboneConfig(embedding_dim=4, hidden=(8,), layers=1)
@@ -182,3 +183,16 @@ def test_an_arm_of_another_training_set_is_refused(made, tmp_path):
         scores_with_new_rows(
             "collaborative", made.arms["collaborative"], made.prompts, made.embeddings, made.data, "test", 64
         )
+
+
+@pytest.mark.parametrize("given", [None, {"from": "2", "new": {"item": 3}}])
+def test_a_champion_with_rows_for_newcomers_meets_a_candidate_with_its_own(evaluated, made, tmp_path, given):
+    bundle = write_bundle(tmp_path / "champion", made.data, weights_of(made.data))
+    write_manifest(bundle, {**Bundle.open(bundle).manifest, "lineage": {"rows": given} if given else {}})
+    texts = {"prompts": made.prompts, "embeddings": made.embeddings}
+    results = evaluate(made.data.path, made.arms, "ctrl", tmp_path / "out", SETTINGS, bundle, **texts)
+    arm, beaten = results["arms"]["ctrl"], results["champion"]
+    compared = arm["with_new_rows"] if given else arm
+    assert beaten["with_new_rows"] == (given is not None)
+    assert beaten["lift"]["overall"]["auc_difference"] == pytest.approx(compared["auc"] - beaten["auc"])
+    assert arm["auc"] != arm["with_new_rows"]["auc"]

@@ -67,6 +67,12 @@ def test_the_named_interval_counts():
     assert judge(metrics(champion=gained), GateSettings(interval="bootstrap")).verdict is Verdict.KEPT
 
 
+def test_a_comparison_with_rows_for_newcomers_is_said_and_what_gives_them():
+    reason = judge(metrics(champion=champion(0.03, with_new_rows=True)), GATE).reasons[0]
+    assert "both with rows for newcomers, which `tandem materialize --rows` gives" in reason
+    assert "newcomers" not in judge(metrics(champion=champion(0.03)), GATE).reasons[0]
+
+
 def test_an_incompatible_champion():
     unlike = {"name": "shop", "run_id": "a", "compatible": False, "reason": "columns are missing: job", "lift": None}
     replaced = judge(metrics(champion=unlike), GATE)
