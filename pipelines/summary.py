@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from components.register.panels import arms
+from components.register import panels
 from components.run import home
 from pipelines.certify import Certificate
 from pipelines.local import RunResult
@@ -46,7 +46,7 @@ def _arms(result: RunResult) -> Table:
     table.add_column("arm")
     for title in (*COLUMNS.values(), *SLICES.values()):
         table.add_column(title, justify="right")
-    for arm, metrics in arms(result.metrics).items():
+    for arm, metrics in panels.arms(result.metrics).items():
         slices = [metrics["slices"].get(name, {}).get("auc") for name in SLICES]
         table.add_row(arm, *(_number(value) for value in (*(metrics[name] for name in COLUMNS), *slices)))
     return table

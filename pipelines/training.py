@@ -109,7 +109,7 @@ def training_pipeline(settings: RunSettings) -> BaseComponent:
         evaluating = steps.evaluate(
             dataset=dataset, training_set=rows.training_set, arm=method, settings=evaluate, **arms, **reported
         )
-        evaluated = on_cpu(evaluating, memory="16Gi").outputs["evaluation"]
+        evaluated = on_cpu(evaluating, memory="32Gi" if settings.finetune.map_rows else "16Gi").outputs["evaluation"]
         registering = steps.register(
             dataset=dataset,
             run_id=run_id,

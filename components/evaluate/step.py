@@ -188,17 +188,18 @@ def _champion(rows: _Rows, candidate: Floats, larger: WithNewRows | None, champi
     """The champion's metrics on the candidate's rows and the candidate's lift over it, or why there are none.
 
     A champion that a materialisation has given rows since knows users and items that are new to both trainings; the
-    candidate is then compared with the rows that it would be given (`with_new_rows` of the result).
+    candidate is then compared with the rows that it would be given (`compared_with_new_rows`).
     """
     names = {key: champion.manifest.get(key) for key in ("name", "run_id", "backbone", "arm")}
     if champion.probabilities is None:
         log.warning("the champion cannot be compared: %s", champion.reason)
-        return {**names, "compatible": False, "reason": champion.reason, "lift": None}
+        return {**names, "compatible": False, "reason": champion.reason, "lift": None, "compared_with_new_rows": False}
     summary = rows.summary(champion.probabilities)
     log.info("champion: AUC %s on the same rows", _said(summary["auc"]))
-    grown = champion.manifest.get("lineage", {}).get("rows") is not None and larger is not None
-    gain = rows.lift(larger.probabilities if grown and larger else candidate, champion.probabilities)
-    return {**names, "compatible": True, "reason": None, **summary, "lift": gain, NEW_ROWS: grown}
+    own = larger if champion.manifest.get("lineage", {}).get("rows") else None
+    gain = rows.lift(own.probabilities if own else candidate, champion.probabilities)
+    compared = {"lift": gain, "compared_with_new_rows": own is not None}
+    return {**names, "compatible": True, "reason": None, **summary, **compared}
 
 
 def bayes_probabilities(data: TrainingSet, impressions: Any) -> Floats | None:

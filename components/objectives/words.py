@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 #: Logits that are there at a time, 64 MB of them.
 PIECE = 1 << 24
@@ -19,7 +20,7 @@ def word_loss(states: Tensor, rows: Tensor, bias: Tensor, truth: Tensor) -> Tens
     each piece's gradient is taken while its logits are there: as many products, in a fixed amount of memory.
 
     Args:
-        states: [h, d].
+        states: [h, d], of one type with rows and bias.
         rows: The words' rows [words, d].
         bias: The words' biases [words].
         truth: Each token's word [h].
@@ -49,6 +50,7 @@ class _Pieces(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         of_states, of_rows, of_bias = (gradients[0] * gradient for gradient in ctx.saved_tensors)
         return of_states, of_rows, of_bias, None, None

@@ -44,7 +44,6 @@ class Pretraining:
     """One pre-training in progress: the encoder, the cloze over it, and the sequences on one device."""
 
     def __init__(self, encoder: SequenceEncoder, settings: PretrainSettings, seed: int) -> None:
-        keep_freed_memory()
         self.device = pick_device()
         self.settings, self.encoder = settings, encoder.to(self.device)
         self.attributes = tuple(
@@ -71,6 +70,7 @@ class Pretraining:
 
     def train(self, sequences: Sequences, progress: Progress | None = None) -> list[dict[str, Any]]:
         """Run what is left of the epochs; a line of the curve for each: the mean of the attributes' losses together."""
+        keep_freed_memory()
         batches = math.ceil(len(sequences) / self.settings.batch_size)
         steps = batches * self.settings.epochs
         schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, steps, power=self.settings.power)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.register.gate import Check, Judgement
+from components.register.panels import scored
 from components.register.settings import RunInfo
 
 OUTCOMES = {True: "passed", False: "**failed**", None: "not judged"}
@@ -34,7 +35,7 @@ def gate_card(judgement: Judgement, metrics: Mapping[str, Any], run: RunInfo, ve
         "",
         "| arm | AUC | log loss | GAUC | calibration |",
         "|---|---:|---:|---:|---:|",
-        *(_arm(name, figures) for name, figures in _compared(metrics).items()),
+        *(_arm(name, figures) for name, figures in scored(metrics).items()),
         "",
     ]
     return "\n".join(lines)
@@ -43,13 +44,6 @@ def gate_card(judgement: Judgement, metrics: Mapping[str, Any], run: RunInfo, ve
 def _row(check: Check) -> str:
     outcome = OUTCOMES[check.passed] + (f" ({check.note})" if check.note and check.passed is None else "")
     return f"| {_escaped(check.name)} | {_said(check.value)} | {_escaped(check.bound)} | {_escaped(outcome)} |"
-
-
-def _compared(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures by the name of the arm; the champion's last, where it could be scored."""
-    champion = metrics.get("champion")
-    scored = {"champion": champion} if champion and champion.get("compatible") else {}
-    return {**metrics["arms"], **scored}
 
 
 def _arm(name: str, figures: Mapping[str, Any]) -> str:

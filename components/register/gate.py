@@ -132,8 +132,11 @@ def _champion_check(champion: Figures | None, settings: GateSettings) -> Check |
     passed = difference is not None and difference > max(least, RESOLUTION)
     certain = low is not None and low > least
     note = _compared(difference, low, high, least, passed, certain or not settings.certain_lift_over_champion)
-    if champion.get("with_new_rows"):
-        note = f"{note}; both with rows for newcomers, which `tandem materialize --rows` gives"
+    if champion["compared_with_new_rows"]:
+        note = (
+            f"{note}; compared with rows for all newcomers, which `tandem materialize --rows` gives it once it is "
+            "champion, as it has given the champion some"
+        )
     bound = f"> {least:g}{', lower bound too' if settings.certain_lift_over_champion else ''}"
     return Check(name, difference, bound, passed and (certain or not settings.certain_lift_over_champion), note)
 

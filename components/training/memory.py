@@ -20,8 +20,8 @@ def keep_freed_memory() -> None:
 
     A step of training on a CPU takes some hundred tensors of a megabyte or more, and frees them. glibc maps each such
     block anew, or shrinks the heap behind it: every step then touches pages that the kernel has to find and clear,
-    which takes a tenth of the step. The process then holds until it ends what it once needed at the most. Does nothing
-    without glibc.
+    which takes a tenth of the step. The process then holds until it ends what it once needed at the most, but for
+    blocks above 1 GiB. Does nothing without glibc.
     """
     if sys.platform != "linux":
         return

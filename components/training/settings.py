@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class ProcessSettings(BaseModel):
@@ -25,6 +27,14 @@ class ProcessSettings(BaseModel):
     checkpoint_minutes: float = Field(
         default=10.0, gt=0, description="Minutes between checkpoints, from which a killed training goes on."
     )
+    batch_size: int = Field(description="Rows of a batch, those of all processes together.")
+
+    @model_validator(mode="after")
+    def _each_has_rows(self) -> Self:
+        sharing = max(1, self.processes) * self.nodes
+        if self.batch_size < sharing:
+            raise ValueError(f"batch_size: {sharing} processes share {self.batch_size} rows; write at least {sharing}")
+        return self
 
 
 class StageSettings(ProcessSettings):
@@ -35,6 +45,13 @@ class StageSettings(ProcessSettings):
     batch_size: int = Field(default=1024, ge=2, le=65536, description="Rows of a batch, each other's negatives.")
     learning_rate: float = Field(default=5e-4, gt=0, lt=1, description="AdamW's learning rate after the warm-up.")
     weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay.")
+
+    @field_validator("rows")
+    @classmethod
+    def _more_than_one(cls, rows: int) -> int:
+        if rows == 1:
+            raise ValueError("one row has no negatives; write at least 2, or 0 for all rows")
+        return rows
 
 
 class LoopSettings(ProcessSettings):

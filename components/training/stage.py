@@ -61,7 +61,6 @@ class Stage(ABC):
         seed: int,
         group: Group,
     ) -> None:
-        keep_freed_memory()
         self.modules, self.rows, self.terms, self.group = dict(modules), rows, terms, group
         self.device, self.epochs = group.device, settings.epochs
         self.generator = torch.Generator().manual_seed(seed)
@@ -86,6 +85,7 @@ class Stage(ABC):
 
     def train(self, progress: Progress | None = None) -> list[dict[str, Any]]:
         """Run what is left of the epochs; a line of the curve for each tenth of one: the mean losses since the last."""
+        keep_freed_memory()
         started = time.perf_counter()
         while self.steps < self.batches * self.epochs:
             for epoch, losses in self._epoch(progress):

@@ -36,3 +36,16 @@ def test_texts_that_a_step_could_not_use_are_refused(assignments, said):
 )
 def test_what_no_step_would_read_is_nobodys_fault(assignments):
     assert parse_settings({}, assignments).dataset == "sample"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["align.rows=1"], "one row has no negatives; write at least 2"),
+        (["finetune.processes=4", "finetune.batch_size=3"], "batch_size: 4 processes share 3 rows; write at least 4"),
+        (["align.processes=2", "align.nodes=2", "align.batch_size=3"], "4 processes share 3 rows"),
+    ],
+)
+def test_batches_in_which_somebody_would_have_no_row_are_refused(assignments, said):
+    with pytest.raises(UserError, match=said):
+        parse_settings({}, assignments)

@@ -193,6 +193,6 @@ def test_a_champion_with_rows_for_newcomers_meets_a_candidate_with_its_own(evalu
     results = evaluate(made.data.path, made.arms, "ctrl", tmp_path / "out", SETTINGS, bundle, **texts)
     arm, beaten = results["arms"]["ctrl"], results["champion"]
     compared = arm["with_new_rows"] if given else arm
-    assert beaten["with_new_rows"] == (given is not None)
+    assert beaten["compared_with_new_rows"] == (given is not None)
     assert beaten["lift"]["overall"]["auc_difference"] == pytest.approx(compared["auc"] - beaten["auc"])
     assert arm["auc"] != arm["with_new_rows"]["auc"]

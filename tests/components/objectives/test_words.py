@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.objectives import words
 from components.objectives.words import word_loss
@@ -29,30 +30,45 @@ def test_the_loss_and_its_gradients_are_those_of_the_whole_matrix(tokens, vocabu
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
+class Seen(TorchDispatchMode):
+    """Notes each operation's name and the sizes of what it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.sizes = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
+        every = found if isinstance(found, tuple) else (found,)
+        self.sizes += [one.numel() for one in every if isinstance(one, torch.Tensor)]
+        return found
+
+
 def test_no_matrix_of_all_tokens_and_words_is_made(monkeypatch):
     """Every tensor of the forward and backward pass has at most a piece's numbers."""
     monkeypatch.setattr(words, "PIECE", 5000)
-    sizes = []
-
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            found = func(*args, **(kwargs or {}))
-            sizes.extend(
-                value.numel() for value in (found if isinstance(found, tuple) else (found,)) if hasattr(value, "numel")
-            )
-            return found
-
     states, rows = torch.randn(400, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
-    with Sizes():
+    with Seen() as seen:
         word_loss(states, rows, torch.zeros(300, requires_grad=True), torch.zeros(400, dtype=torch.long)).backward()
-    assert max(sizes) <= 5000 < 400 * 300
-    assert len(sizes) > 25
+    assert max(seen.sizes) <= 5000 < 400 * 300
+    assert seen.names.count("aten.addmm_.default") == 25  # pieces of 16 tokens
 
 
-def test_no_gradient_is_made_where_none_is_wanted():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_gradient_is_made_where_none_is_wanted(mode):
     states, rows, bias = (torch.randn(*shape, requires_grad=True) for shape in ((5, 3), (4, 3), (4,)))
     truth = torch.tensor([0, 1, 2, 3, 0])
-    with torch.inference_mode():
+    with mode(), Seen() as seen:
         found = word_loss(states, rows, bias, truth)
-    assert not found.requires_grad
-    torch.testing.assert_close(found.clone(), functional.cross_entropy(states @ rows.T + bias, truth, reduction="sum"))
+    assert "aten.addmm.default" in seen.names and "aten.addmm_.default" not in seen.names
+    expected = functional.cross_entropy(states @ rows.T + bias, truth, reduction="sum")
+    torch.testing.assert_close(found.clone(), expected.detach())
+
+
+def test_a_gradient_of_the_gradient_is_refused():
+    states, rows, bias = (torch.randn(*shape, requires_grad=True) for shape in ((5, 3), (4, 3), (4,)))
+    loss = word_loss(states, rows, bias, torch.zeros(5, dtype=torch.long))
+    (gradient,) = torch.autograd.grad(loss, states, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()

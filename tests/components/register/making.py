@@ -39,8 +39,15 @@ def lift(*args: Any) -> dict[str, Any]:
 
 def champion(*args: Any, **changes: Any) -> dict[str, Any]:
     """A champion that could be scored; `args` are the candidate's lift over it."""
-    frame = {"name": "shop", "run_id": "earlier", "backbone": "autoint", "arm": "ctrl", "compatible": True}
-    return {**frame, "reason": None, **figures(0.69), "lift": lift(*args), **changes}
+    frame: dict[str, Any] = {
+        "name": "shop",
+        "run_id": "earlier",
+        "backbone": "autoint",
+        "arm": "ctrl",
+        "compatible": True,
+    }
+    frame |= {"reason": None, "compared_with_new_rows": False}
+    return {**frame, **figures(0.69), "lift": lift(*args), **changes}
 
 
 def metrics(candidate: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:

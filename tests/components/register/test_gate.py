@@ -68,8 +68,8 @@ def test_the_named_interval_counts():
 
 
 def test_a_comparison_with_rows_for_newcomers_is_said_and_what_gives_them():
-    reason = judge(metrics(champion=champion(0.03, with_new_rows=True)), GATE).reasons[0]
-    assert "both with rows for newcomers, which `tandem materialize --rows` gives" in reason
+    reason = judge(metrics(champion=champion(0.03, compared_with_new_rows=True)), GATE).reasons[0]
+    assert "compared with rows for all newcomers, which `tandem materialize --rows` gives it" in reason
     assert "newcomers" not in judge(metrics(champion=champion(0.03)), GATE).reasons[0]
 
 

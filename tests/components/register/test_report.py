@@ -147,9 +147,19 @@ def test_new_rows_stand_beside_what_is_served(made, bundle, tmp_path):
     names = [("collaborative", "0.6900"), ("ctrl (candidate)", "0.7000"), ("ctrl with new rows", "0.7654")]
     assert arms[:4] == [*names, ("champion", "0.6900")]
     assert "1,234 new items and 5 new users of the test part have rows made of their texts" in html
+    assert "judged by the gate, as it is served on the day of training" in html
+    assert "compared with new rows of its own" not in html
     assert '<th class="n">AUC ctrl with new rows</th>' in html
     assert "<td>cold (1,000), with new rows</td>" in html
     assert "+0.0654" in html
+
+
+def test_a_champion_with_rows_of_its_own_is_said_to_be(made, bundle, tmp_path):
+    grown = champion(0.02, compared_with_new_rows=True)
+    write_json(tmp_path / "metrics.json", with_new_rows(champion=grown))
+    html = rendered(Findings.read(made.training_set, tmp_path, {}), read_json(bundle / "manifest.json"))
+    assert "judged by the gate but for the comparison with the champion, as it is served" in html
+    assert "ctrl is compared with new rows of its own" in html.split('id="champion"')[1]
 
 
 def test_nothing_comes_from_the_network(pieces, bundle):

@@ -13,7 +13,7 @@ from components.dataset.errors import UserError
 from components.training import launch, shared
 from components.training.group import Group, GroupBatchNorm
 from components.training.launch import processes_to_start, train_together
-from components.training.settings import ProcessSettings
+from components.training.settings import LoopSettings
 from tests.components.training.together import LENGTHS, everything, message, refuse, write_all
 
 PROCESSES = 3
@@ -133,23 +133,23 @@ def test_shares_are_all_rows_once(rows):
 
 def test_one_process_is_the_default_without_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert processes_to_start(ProcessSettings()) == 1
-    assert processes_to_start(ProcessSettings(processes=3)) == 3
+    assert processes_to_start(LoopSettings()) == 1
+    assert processes_to_start(LoopSettings(processes=3)) == 3
 
 
 def test_one_process_for_each_gpu_is_the_default_and_more_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert processes_to_start(ProcessSettings()) == 4
-    assert processes_to_start(ProcessSettings(processes=2)) == 2
+    assert processes_to_start(LoopSettings()) == 4
+    assert processes_to_start(LoopSettings(processes=2)) == 2
     with pytest.raises(UserError, match="4 GPUs"):
-        processes_to_start(ProcessSettings(processes=5))
+        processes_to_start(LoopSettings(processes=5))
 
 
 def test_a_worker_starts_no_workers(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    assert processes_to_start(ProcessSettings(processes=8)) == 1
+    assert processes_to_start(LoopSettings(processes=8)) == 1
 
 
 def test_a_failure_of_a_worker_is_told_and_leaves_nothing(monkeypatch, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 
 #: Allocates and frees as a step does, and prints the pages that had to be found for it after the first round.
 ROUNDS = """
-import ctypes, resource, sys
+import resource, sys
 from components.training.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
@@ -28,11 +30,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone hands memory back in this way")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone hands memory back in this way")
 def test_a_process_that_keeps_its_memory_does_not_ask_for_the_same_pages_in_every_step() -> None:
-    faults = {
-        way: int(subprocess.run([sys.executable, "-c", ROUNDS, way], capture_output=True, text=True, check=True).stdout)
-        for way in ("kept", "given back")
-    }
-    # 6 blocks of 16 MB are 24,576 pages a round, or 48 where the kernel gives large ones.
+    # Without what would put another allocator, or other limits, in glibc's place.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+    faults = {}
+    for way in ("kept", "given back"):
+        command = [sys.executable, "-c", ROUNDS, way]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
+        faults[way] = int(done.stdout)
+    if faults["given back"] < 1000:
+        pytest.skip("this kernel counts no page faults, or gives pages of 2 MB")
     assert faults["kept"] < faults["given back"] / 4
