@@ -55,7 +55,7 @@ def test_all_losses_fall_on_rows_that_were_not_seen(made):
     folder, health = made
     before, after = health["before"], health["after"]
     # A PLM that never learnt to read tells few texts apart, so that the contrast has less to go by.
-    for task, share in {"icl": 0.95, "mlm": 0.9, "mtm": 0.9}.items():
+    for task, share in {"icl": 0.97, "mlm": 0.9, "mtm": 0.9}.items():
         assert after[task] < share * before[task], task
     curve = json.loads((folder / "both" / "curve.json").read_text())["history"]
     assert curve[-1]["loss"] < curve[0]["loss"]
