@@ -2,20 +2,16 @@
 
     python -m tests.benchmarks.words [--tokens 8000] [--words 30522] [--width 384] [--rounds 3] [--json FILE]
 
-Each variant runs in a process of its own, as in `similarity`.
+Seconds and memory as in `steps`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from tests.benchmarks.similarity import peak_during
+from tests.benchmarks.steps import each_alone, measured
 
 
 def one(variant: str, tokens: int, words: int, width: int, rounds: int) -> dict[str, float]:
@@ -27,21 +23,9 @@ def one(variant: str, tokens: int, words: int, width: int, rounds: int) -> dict[
     torch.manual_seed(0)
     states, rows = (torch.randn(count, width).mul_(0.05).requires_grad_() for count in (tokens, words))
     bias, truth = torch.zeros(words, requires_grad=True), torch.randint(words, (tokens,))
-    taken, losses = [], []
-
-    def steps() -> None:
-        for _ in range(rounds):
-            started = time.perf_counter()
-            if variant == "pieces":
-                loss = word_loss(states, rows, bias, truth) / tokens
-            else:
-                loss = functional.cross_entropy(functional.linear(states, rows, bias), truth)
-            loss.backward()  # type: ignore[no-untyped-call]
-            taken.append(time.perf_counter() - started)
-            losses.append(float(loss.detach()))
-
-    extra = peak_during(steps)
-    return {"seconds": statistics.median(taken), "extra_gb": extra, "loss": losses[0]}
+    if variant == "pieces":
+        return measured(lambda: word_loss(states, rows, bias, truth) / tokens, rounds)
+    return measured(lambda: functional.cross_entropy(functional.linear(states, rows, bias), truth), rounds)
 
 
 def main() -> None:
@@ -53,19 +37,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--variant", choices=["pieces", "whole"], help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    sizes = flags.tokens, flags.words, flags.width, flags.rounds
+    sizes = {name: getattr(flags, name) for name in ("tokens", "words", "width", "rounds")}
     if flags.variant:
-        print(json.dumps(one(flags.variant, *sizes)))
+        print(json.dumps(one(flags.variant, **sizes)))
         return
-    found = {}
+    found = each_alone("tests.benchmarks.words", ("pieces", "whole"), sizes)
     print("| variant | seconds | extra GB | loss |\n|---|---|---|---|")
-    for variant in ("pieces", "whole"):
-        command = [sys.executable, "-m", "tests.benchmarks.words", "--variant", variant]
-        for name, value in zip(("tokens", "words", "width", "rounds"), sizes, strict=True):
-            command += [f"--{name}", str(value)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[variant] = line = json.loads(done.stdout.splitlines()[-1])
-        print(f"| {variant} | {line['seconds']:.2f} | {line['extra_gb']:.2f} | {line['loss']:.4f} |", flush=True)
+    for variant, line in found.items():
+        print(f"| {variant} | {line['seconds']:.2f} | {line['extra_gb']:.2f} | {line['loss']:.4f} |")
     print(json.dumps(found))
     if flags.json:
         flags.json.write_text(json.dumps(found) + "\n")
